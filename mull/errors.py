@@ -1,0 +1,32 @@
+"""Every error mull raises on purpose: one class per room, one readable line per error.
+
+A message says what is wrong, where, and how to mend it. The command line prints it and exits with 2.
+"""
+
+
+class MullError(Exception):
+    """Base of all errors a caller can expect from mull."""
+
+
+class WeightsError(MullError):
+    """A model file or folder is missing, damaged, too large, or not what it claims to be."""
+
+
+class ModelError(MullError):
+    """A configuration that no model here can be built from."""
+
+
+class TextError(MullError):
+    """A tokenizer or chat template that is absent, damaged or refuses its input."""
+
+
+class RequestError(MullError):
+    """A request that cannot be served as asked: bad sampling values, too long a prompt."""
+
+
+class QueueFullError(RequestError):
+    """The bounded queue of waiting requests is full; try again later."""
+
+
+class KernelError(MullError):
+    """A kernel was asked for that this machine or build does not have."""
