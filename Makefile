@@ -1,0 +1,51 @@
+# mull: `make run` sets everything up and starts the chat, `make test` runs the whole test suite.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+NATIVE := $(wildcard mull/kernels/native/*) CMakeLists.txt
+# Set-up talks on stderr, so that `echo question | make -s run` leaves only the answer on stdout.
+PIP    := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: run test lint bench setup setup-dev clean
+
+run: setup
+	@$(BIN)/mull chat
+
+test: setup-dev
+	@$(BIN)/python -m pytest
+
+lint: setup-dev
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+bench: setup-dev
+	@$(BIN)/python bench/decode.py
+
+setup: $(VENV)/.installed $(VENV)/.model
+setup-dev: $(VENV)/.installed-dev $(VENV)/.model
+
+$(VENV)/pyvenv.cfg:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "mull needs Python 3.11 or newer: make run PYTHON=python3.11" >&2; exit 2; }
+	@echo "mull: making a virtual environment in $(VENV)" >&2
+	@$(PYTHON) -m venv $(VENV) >&2
+
+$(VENV)/.installed: $(VENV)/pyvenv.cfg pyproject.toml $(NATIVE)
+	@echo "mull: installing dependencies and building the native kernels (a minute or two, once)" >&2
+	@$(PIP) install --quiet --editable . >&2
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "mull: installing the test tools" >&2
+	@$(PIP) install --quiet --editable '.[dev]' >&2
+	@touch $@
+
+$(VENV)/.model: $(VENV)/.installed
+	@echo "mull: fetching the default model, SmolLM2-135M-Instruct (98 MB, Apache-2.0)" >&2
+	@$(BIN)/mull pull smollm2-135m >&2
+	@touch $@
+
+clean:
+	rm -rf $(VENV) build dist
