@@ -1,0 +1,123 @@
+"""What every kernel must compute, in plain torch: the oracle of the native code and its fallback.
+
+Runs on any device, so it is also what a GPU uses for attention over the paged cache.
+`T new tokens (packed) · B sequences · M blocks of a sequence · N blocks · S slots of a block ·
+H query heads · G key heads · d, e head width · c latent width`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def write_cache(cache_NS: Tensor, values_T: Tensor, slots_T: Tensor) -> None:
+    """Store row t of `values_T` at slot `slots_T[t]` = block * S + offset, in the cache's dtype.
+
+    cache_NS: [N, S, ...] contiguous; values_T: [T, ...] with the same trailing shape.
+    """
+    flat = cache_NS.view(-1, *cache_NS.shape[2:])
+    flat.index_copy_(0, slots_T.long(), values_T.to(flat.dtype))
+
+
+def paged_attention(
+    q_THd: Tensor,
+    key_NSGd: Tensor,
+    value_NSGe: Tensor,
+    block_table_BM: Tensor,
+    query_starts_B1: Tensor,
+    context_B: Tensor,
+    scale: float,
+) -> Tensor:
+    """Grouped-query attention of new tokens over each sequence's cached blocks -> [T, H, e].
+
+    Row i of the n new rows of sequence b sees the first context_b - n + i + 1 keys; the new
+    tokens' own keys must have been written. Softmax in float32; result in the dtype of q.
+    """
+    out = q_THd.new_zeros(*q_THd.shape[:2], value_NSGe.shape[-1])
+    dtype = torch.promote_types(q_THd.dtype, torch.float32)
+    for first, last, blocks, context in _sequences(
+        block_table_BM, query_starts_B1, context_B, key_NSGd.shape[1]
+    ):
+        q_Hnd = q_THd[first:last].to(dtype).transpose(0, 1)
+        k_GCd = key_NSGd[blocks].flatten(0, 1)[:context].to(dtype).transpose(0, 1)
+        v_GCe = value_NSGe[blocks].flatten(0, 1)[:context].to(dtype).transpose(0, 1)
+        attended = F.scaled_dot_product_attention(
+            q_Hnd[None],
+            k_GCd[None],
+            v_GCe[None],
+            attn_mask=_causal(last - first, context, q_THd.device),
+            scale=scale,
+            enable_gqa=True,
+        )
+        out[first:last] = attended[0].transpose(0, 1).to(out.dtype)
+    return out
+
+
+def paged_latent_attention(
+    q_THc: Tensor,
+    latent_NSc: Tensor,
+    block_table_BM: Tensor,
+    query_starts_B1: Tensor,
+    context_B: Tensor,
+    scale: float,
+    value_dim: int,
+) -> Tensor:
+    """Absorbed MLA: every head attends to the one cached latent -> [T, H, value_dim].
+
+    Keys are the whole latent row (compressed values, then the shared roped key); values are its
+    first `value_dim` columns. Same causal rule as `paged_attention`.
+    """
+    heads = q_THc.shape[1]
+    out = q_THc.new_zeros(q_THc.shape[0], heads, value_dim)
+    dtype = torch.promote_types(q_THc.dtype, torch.float32)
+    for first, last, blocks, context in _sequences(
+        block_table_BM, query_starts_B1, context_B, latent_NSc.shape[1]
+    ):
+        latent_Cc = latent_NSc[blocks].flatten(0, 1)[:context].to(dtype)
+        scores = (q_THc[first:last].to(dtype).flatten(0, 1) @ latent_Cc.T) * scale
+        scores_nHC = scores.view(last - first, heads, context)
+        visible_nC = _causal(last - first, context, q_THc.device)
+        if visible_nC is not None:
+            scores_nHC.masked_fill_(~visible_nC[:, None], float("-inf"))
+        weights = scores_nHC.softmax(-1).view(-1, context)
+        attended = weights @ latent_Cc[:, :value_dim]
+        out[first:last] = attended.view(last - first, heads, value_dim).to(out.dtype)
+    return out
+
+
+def linear(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
+    """x @ weight.T in float32; with bf16 weights the activations are rounded to bf16 first.
+
+    So a bf16 product means the same on every processor: bf16 operands, float32 sums.
+    """
+    if weight_NK.dtype == torch.bfloat16:
+        x_MK = x_MK.to(torch.bfloat16)
+    y_MN = F.linear(x_MK.float(), weight_NK.float())
+    return y_MN if bias_N is None else y_MN + bias_N.float()
+
+
+def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) * weight, in float32."""
+    x_TD = x_TD.float()
+    return x_TD * torch.rsqrt(x_TD.square().mean(-1, keepdim=True) + eps) * weight_D.float()
+
+
+def _sequences(
+    block_table_BM: Tensor, query_starts_B1: Tensor, context_B: Tensor, block_size: int
+) -> Iterator[tuple[int, int, Tensor, int]]:
+    starts = query_starts_B1.tolist()
+    for b, context in enumerate(context_B.tolist()):
+        if starts[b + 1] > starts[b]:
+            blocks = block_table_BM[b, : -(-context // block_size)].long()
+            yield starts[b], starts[b + 1], blocks, context
+
+
+def _causal(rows: int, context: int, device: torch.device) -> Tensor | None:
+    if rows == 1:
+        return None
+    visible = torch.ones(rows, context, dtype=torch.bool, device=device)
+    return visible.tril_(context - rows)
