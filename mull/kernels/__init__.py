@@ -1,8 +1,8 @@
 """Linear layers and cached attention for the CPU: native code, and torch where there is none."""
 
 from mull.kernels.attention import paged_attention, paged_latent_attention, write_cache
-from mull.kernels.linear import PackedLinear
 from mull.kernels.library import describe, native_available
+from mull.kernels.linear import PackedLinear
 
 __all__ = [
     "PackedLinear",

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import linear as torch_linear
+from torch.nn.functional import scaled_dot_product_attention
 
 
 def write_cache(cache_NS: Tensor, values_T: Tensor, slots_T: Tensor) -> None:
@@ -45,7 +46,7 @@ def paged_attention(
         q_Hnd = q_THd[first:last].to(dtype).transpose(0, 1)
         k_GCd = key_NSGd[blocks].flatten(0, 1)[:context].to(dtype).transpose(0, 1)
         v_GCe = value_NSGe[blocks].flatten(0, 1)[:context].to(dtype).transpose(0, 1)
-        attended = F.scaled_dot_product_attention(
+        attended = scaled_dot_product_attention(
             q_Hnd[None],
             k_GCd[None],
             v_GCe[None],
@@ -96,7 +97,7 @@ def linear(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Ten
     """
     if weight_NK.dtype == torch.bfloat16:
         x_MK = x_MK.to(torch.bfloat16)
-    y_MN = F.linear(x_MK.float(), weight_NK.float())
+    y_MN = torch_linear(x_MK.float(), weight_NK.float())
     return y_MN if bias_N is None else y_MN + bias_N.float()
 
 
