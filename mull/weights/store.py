@@ -1,0 +1,152 @@
+"""The store of models on this machine: names to files, the list, and removal.
+
+A model NAME lies in (MULL_HOME or ~/.mull)/models/NAME; a hub's ORG/REPO in models/ORG--REPO.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+from mull.errors import WeightsError
+from mull.weights.catalog import find, load_catalog, near_matches
+from mull.weights.files import ModelFiles
+from mull.weights.manifest import check_unchanged, read_manifest
+
+PARTIAL = ".partial"
+_PIECE = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
+_NAME = re.compile(rf"{_PIECE}(?:/{_PIECE})?(?:@[A-Za-z0-9._-]+)?(?::[A-Za-z0-9._-]+)?")
+_PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
+
+
+def models_home() -> Path:
+    """The folder of pulled models; it need not exist yet."""
+    home = os.environ.get("MULL_HOME")
+    return (Path(home).expanduser() if home else Path.home() / ".mull") / "models"
+
+
+def is_name(text: str) -> bool:
+    """Whether this may name a model in the store: NAME, ORG/REPO, with @REVISION and :FILE."""
+    return len(text) <= 200 and ".." not in text and _NAME.fullmatch(text) is not None
+
+
+def folder_of(name: str) -> Path:
+    """Where the model of this name lies or would lie. Refuses names that could leave the store."""
+    if not is_name(name):
+        raise WeightsError(
+            f"{name!r} is no model name: letters, digits, '.', '_' and '-', or ORG/REPO from a hub"
+        )
+    return models_home() / name.replace("/", "--").replace(":", "+")
+
+
+def _stored(name: str) -> Path | None:
+    for candidate in (name, name.lower()):
+        if is_name(candidate) and (folder := folder_of(candidate)).is_dir():
+            return folder
+    return None
+
+
+def resolve(name_or_path: str | Path) -> ModelFiles:
+    """The files of a model: a name in the store, a folder in Hugging Face layout, or a .gguf file.
+
+    Raises WeightsError, with near matches or the command that gets it, where there is no such model
+    and where a pulled file has changed since.
+    """
+    text = str(name_or_path)
+    if folder := _stored(text):
+        return _from_store(folder, check=True)
+    path = Path(text).expanduser()
+    if path.exists():
+        return from_path(path)
+    raise _not_found(text)
+
+
+def _from_store(folder: Path, *, check: bool) -> ModelFiles:
+    manifest = read_manifest(folder)
+    if manifest is None:  # put there by hand: usable, but nothing to check it against
+        return from_path(folder)
+    if check:
+        check_unchanged(folder, manifest)
+    raw = manifest.to_dict()
+    ggufs = [record.path for record in manifest.files if record.path.endswith(".gguf")]
+    if ggufs:
+        return ModelFiles(manifest.name, folder / ggufs[0], "gguf", raw)
+    return ModelFiles(manifest.name, folder, "hf", raw)
+
+
+def from_path(path: Path) -> ModelFiles:
+    """The files of a model outside the store. Raises WeightsError where it is none mull reads."""
+    if path.is_file():
+        if path.suffix.lower() == ".gguf":
+            return ModelFiles(path.stem, path, "gguf")
+        if path.suffix.lower() in _PICKLES:
+            raise WeightsError(
+                f"{path} may be a pickle, which can run code when read: "
+                "mull reads only .safetensors folders and .gguf files; convert it first"
+            )
+        raise WeightsError(
+            f"{path} is not a model: give a .gguf file, or the folder that holds config.json"
+        )
+    if (path / "config.json").is_file():
+        return ModelFiles(path.resolve().name, path, "hf")
+    ggufs = sorted(path.glob("*.gguf"))
+    if len(ggufs) == 1:
+        return ModelFiles(path.resolve().name, ggufs[0], "gguf")
+    if ggufs:
+        names = ", ".join(file.name for file in ggufs[:5])
+        raise WeightsError(f"{path} holds {len(ggufs)} .gguf files ({names}): name one of them")
+    raise WeightsError(f"{path} is not a model: no config.json and no .gguf file in it")
+
+
+def _not_found(text: str) -> WeightsError:
+    if entry := find(text):
+        size = f" ({entry.download_bytes / 1e9:.1f} GB)" if entry.download_bytes else ""
+        return WeightsError(
+            f"model {entry.name} is not on this machine: `mull pull {entry.name}`{size}"
+        )
+    known = [files.name for files in list_models()] + list(load_catalog())
+    near = near_matches(text, list(dict.fromkeys(known)))
+    if near:
+        return WeightsError(f"no model {text!r}: did you mean {' or '.join(near)}?")
+    if text.endswith(".gguf") or text.startswith((".", "/", "~")):
+        return WeightsError(f"no such file or folder: {text}")
+    hint = f"`mull pull {text}` or " if is_name(text) and "/" in text else ""
+    return WeightsError(f"no model {text!r}: {hint}`mull models` lists what there is")
+
+
+def list_models() -> list[ModelFiles]:
+    """Every model in the store, by name. A damaged one is left out, not fatal: `resolve` tells why."""
+    home = models_home()
+    if not home.is_dir():
+        return []
+    found = []
+    for folder in sorted(home.iterdir()):
+        if folder.is_dir() and not folder.name.startswith("."):
+            try:
+                found.append(_from_store(folder, check=False))
+            except WeightsError:
+                continue
+    return found
+
+
+def remove(name: str) -> int:
+    """Delete a model from the store (never outside it); returns the bytes freed."""
+    folder = _stored(name)
+    if folder is not None and folder.is_symlink():  # a link made by hand: its target is not ours
+        folder.unlink()
+        return 0
+    if folder is None:
+        near = near_matches(name, [files.name for files in list_models()])
+        hint = f"; did you mean {' or '.join(near)}?" if near else ""
+        raise WeightsError(f"no model {name!r} in {models_home()}{hint}")
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    grave = models_home() / PARTIAL / f"{folder.name}.removed-{os.getpid()}"
+    try:
+        grave.parent.mkdir(parents=True, exist_ok=True)
+        folder.rename(grave)  # first out of sight, so that a half-deleted model is never found
+        shutil.rmtree(grave)
+    except OSError as error:
+        raise WeightsError(f"cannot remove {folder}: {error.strerror or error}") from error
+    return size
