@@ -1,0 +1,151 @@
+"""Which block of the cache belongs to whom: allocation, prefix reuse, reference counts.
+
+Full blocks are known by a chained hash of all tokens up to their end, seeded with the owner's
+namespace; a later request with the same beginning takes them instead of computing them again.
+Freed blocks keep their content until they are needed, the least recently used going first.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections import OrderedDict
+from hashlib import blake2b
+
+from mull.engine.sequence import Sequence
+
+
+class BlockManager:
+    def __init__(self, num_blocks: int, block_size: int) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.references = [0] * num_blocks
+        self.hash_of: list[bytes | None] = [None] * num_blocks
+        self.block_of: dict[bytes, int] = {}
+        # Ordered: blocks without reusable content first, then least recently used.
+        self.free_list: OrderedDict[int, None] = OrderedDict.fromkeys(range(num_blocks))
+        self.evictions = 0
+
+    @property
+    def free_blocks(self) -> int:
+        return len(self.free_list)
+
+    @property
+    def used_blocks(self) -> int:
+        return self.num_blocks - len(self.free_list)
+
+    def blocks_for(self, tokens: int) -> int:
+        return -(-tokens // self.block_size)
+
+    def cached_prefix(self, seq: Sequence) -> list[int]:
+        """Blocks in the cache that hold the sequence's beginning.
+
+        One token at least is always left to compute: without it there would be no logits.
+        """
+        self._extend_hashes(seq)
+        found: list[int] = []
+        for block_hash in seq.block_hashes[: (len(seq) - 1) // self.block_size]:
+            block = self.block_of.get(block_hash)
+            if block is None:
+                break
+            found.append(block)
+        return found
+
+    def can_allocate(self, seq: Sequence, *, spare: int = 0) -> bool:
+        """Whether all tokens of the sequence fit, leaving `spare` blocks for others to grow."""
+        needed = self.blocks_for(len(seq)) + spare
+        if needed <= self.free_blocks:
+            return True
+        shared = sum(self.references[block] > 0 for block in self.cached_prefix(seq))
+        return needed - shared <= self.free_blocks
+
+    def allocate(self, seq: Sequence) -> None:
+        """Blocks for all tokens of the sequence; those of a cached prefix count as computed."""
+        prefix = self.cached_prefix(seq)
+        for block in prefix:
+            self._share(block)
+        fresh = self.blocks_for(len(seq)) - len(prefix)
+        seq.block_table = array("i", prefix + [self._take() for _ in range(fresh)])
+        seq.committed_blocks = len(prefix)
+        seq.computed = len(prefix) * self.block_size
+
+    def may_append(self, seq: Sequence, tokens: int) -> bool:
+        missing = self.blocks_for(seq.computed + tokens) - len(seq.block_table)
+        return missing <= self.free_blocks
+
+    def append(self, seq: Sequence, tokens: int) -> None:
+        """Grow the block table so that the next `tokens` tokens have a place."""
+        for _ in range(self.blocks_for(seq.computed + tokens) - len(seq.block_table)):
+            seq.block_table.append(self._take())
+
+    def commit(self, seq: Sequence) -> None:
+        """Make the blocks that computation has just filled known to later requests."""
+        full = seq.computed // self.block_size
+        if seq.committed_blocks >= full:
+            return
+        self._extend_hashes(seq)
+        for i in range(seq.committed_blocks, full):
+            block_hash, block = seq.block_hashes[i], seq.block_table[i]
+            # When two sequences computed the same block side by side, the first stays known.
+            if block_hash not in self.block_of:
+                self.block_of[block_hash] = block
+                self.hash_of[block] = block_hash
+        seq.committed_blocks = full
+
+    def fork(self, parent: Sequence, child: Sequence) -> tuple[int, int] | None:
+        """Let child share all that parent has computed; returns (from, to) of a block to copy.
+
+        Full blocks are shared, a last partial one is copied because both will write into it.
+        Needs one free block at most: ask may_fork first.
+        """
+        full, rest = divmod(parent.computed, self.block_size)
+        child.block_table = parent.block_table[:full]
+        for block in child.block_table:
+            self._share(block)
+        child.block_hashes = parent.block_hashes[:full]
+        child.committed_blocks = full
+        child.computed = parent.computed
+        if not rest:
+            return None
+        child.block_table.append(self._take())
+        return parent.block_table[full], child.block_table[full]
+
+    def may_fork(self, parent: Sequence) -> bool:
+        return self.free_blocks > 0 or parent.computed % self.block_size == 0
+
+    def free(self, seq: Sequence) -> None:
+        # From the end: the tail of a sequence is less likely to be asked for than its beginning.
+        for block in reversed(seq.block_table):
+            self.references[block] -= 1
+            if self.references[block] == 0:
+                self.free_list[block] = None
+                if self.hash_of[block] is None:
+                    self.free_list.move_to_end(block, last=False)
+        seq.block_table = array("i")
+        seq.committed_blocks = 0
+        seq.computed = 0
+
+    def _share(self, block: int) -> None:
+        if self.references[block] == 0:
+            del self.free_list[block]
+        self.references[block] += 1
+
+    def _take(self) -> int:
+        block, _ = self.free_list.popitem(last=False)
+        self.references[block] = 1
+        block_hash = self.hash_of[block]
+        if block_hash is not None:
+            del self.block_of[block_hash]
+            self.hash_of[block] = None
+            self.evictions += 1
+        return block
+
+    def _extend_hashes(self, seq: Sequence) -> None:
+        size, hashes = self.block_size, seq.block_hashes
+        for i in range(len(hashes), len(seq) // size):
+            previous = hashes[i - 1] if i else _namespace_root(seq.namespace)
+            tokens = array("q", seq.token_ids[i * size : (i + 1) * size]).tobytes()
+            hashes.append(blake2b(previous + tokens, digest_size=16).digest())
+
+
+def _namespace_root(namespace: str) -> bytes:
+    return blake2b(namespace.encode(), digest_size=16, person=b"mull-namespace").digest()

@@ -1,0 +1,182 @@
+"""Who computes what in the next step: continuous batching with chunked prefill.
+
+Decoding sequences go first (one token each), then prefill in chunks by arrival, until the step's
+token budget is spent. When blocks run out, the latest arrival gives its own back and is computed
+again later.
+"""
+
+from __future__ import annotations
+
+from bisect import insort
+from dataclasses import dataclass
+
+from mull.engine.block_cache import BlockManager
+from mull.engine.sequence import Sequence
+from mull.errors import QueueFullError
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Tokens [start, start + count) of a sequence, to be computed in this step."""
+
+    seq: Sequence
+    start: int
+    count: int
+
+    @property
+    def reaches_end(self) -> bool:
+        return self.start + self.count == len(self.seq)
+
+
+class Scheduler:
+    """waiting and running are both kept in order of arrival."""
+
+    def __init__(
+        self, blocks: BlockManager, *, max_batch_tokens: int, max_running: int, max_queue: int
+    ) -> None:
+        self.blocks = blocks
+        self.max_batch_tokens = max_batch_tokens
+        self.max_running = max_running
+        self.max_queue = max_queue
+        self.waiting: list[Sequence] = []
+        self.running: list[Sequence] = []
+        self.preemptions = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting or self.running)
+
+    def add(self, seq: Sequence) -> None:
+        if len(self.waiting) >= self.max_queue:
+            raise QueueFullError(
+                f"the queue is full ({self.max_queue} requests are waiting): try again later"
+            )
+        insort(self.waiting, seq, key=_arrival)
+
+    def schedule(self) -> list[Chunk]:
+        chunks: list[Chunk] = []
+        budget = self._schedule_decodes(chunks, self.max_batch_tokens)
+        budget = self._schedule_prefills(chunks, budget)
+        self._admit(chunks, budget)
+        return chunks
+
+    def preempt(self, seq: Sequence) -> None:
+        """Take the sequence's blocks; its prompt and answer so far are computed again later."""
+        self._leave(seq)
+        self.blocks.free(seq)
+        seq.preemptions += 1
+        self.preemptions += 1
+        insort(self.waiting, seq, key=_arrival)
+
+    def fork(self, parent: Sequence) -> tuple[list[Sequence], list[tuple[int, int]]]:
+        """Start the siblings of a sequence whose prompt has just been computed.
+
+        Returns those that share its blocks from now on and the (from, to) block copies they need;
+        the others, for want of room, wait and find the prompt's full blocks in the cache.
+        """
+        forked: list[Sequence] = []
+        copies: list[tuple[int, int]] = []
+        for child in parent.siblings:
+            if len(self.running) >= self.max_running or not self.blocks.may_fork(parent):
+                insort(self.waiting, child, key=_arrival)
+                continue
+            copy = self.blocks.fork(parent, child)
+            if copy is not None:
+                copies.append(copy)
+            child.cached_tokens = child.prompt_length
+            self._enter(child)
+            forked.append(child)
+        parent.siblings = []
+        return forked, copies
+
+    def computed(self, chunk: Chunk) -> None:
+        chunk.seq.computed += chunk.count
+        self.blocks.commit(chunk.seq)
+
+    def remove(self, seq: Sequence) -> None:
+        """A finished or cancelled sequence gives back all it holds, at once."""
+        seq.is_finished = True
+        if seq.is_running:
+            self._leave(seq)
+            self.blocks.free(seq)
+        elif seq in self.waiting:
+            self.waiting.remove(seq)
+
+    def _schedule_decodes(self, chunks: list[Chunk], budget: int) -> int:
+        for seq in list(self.running):
+            count = min(seq.uncomputed, budget)
+            if count <= 0 or not seq.is_running or not seq.is_decoding:
+                continue
+            if self._make_room(seq, count):
+                self.blocks.append(seq, count)
+                chunks.append(Chunk(seq, seq.computed, count))
+                budget -= count
+        return budget
+
+    def _make_room(self, seq: Sequence, count: int) -> bool:
+        while not self.blocks.may_append(seq, count):
+            # Never one already scheduled in this step: those arrived before.
+            latest = self.running[-1]
+            self.preempt(latest)
+            if latest is seq:
+                return False
+        return True
+
+    def _schedule_prefills(self, chunks: list[Chunk], budget: int) -> int:
+        for seq in self.running:
+            if budget <= 0:
+                break
+            if not seq.is_decoding:
+                budget -= self._prefill(seq, chunks, budget)
+        return budget
+
+    def _admit(self, chunks: list[Chunk], budget: int) -> None:
+        for seq in list(self.waiting):
+            if budget <= 0 or len(self.running) >= self.max_running:
+                break
+            if self._is_prefix_under_way(seq):
+                continue
+            # Room for every running sequence to grow, or the newcomer would soon be preempted.
+            if not self.blocks.can_allocate(seq, spare=len(self.running)):
+                break
+            self.waiting.remove(seq)
+            self.blocks.allocate(seq)
+            seq.prefill_until = len(seq)
+            if seq.cached_tokens is None:
+                seq.cached_tokens = seq.computed
+            self._enter(seq)
+            budget -= self._prefill(seq, chunks, budget)
+
+    def _prefill(self, seq: Sequence, chunks: list[Chunk], budget: int) -> int:
+        count = min(seq.uncomputed, budget)
+        chunks.append(Chunk(seq, seq.computed, count))
+        return count
+
+    def _is_prefix_under_way(self, seq: Sequence) -> bool:
+        """Whether a running sequence is computing just the block this one would need next.
+
+        Waiting a step or two for it costs less than computing it twice.
+        """
+        prefilling = [other for other in self.running if not other.is_decoding]
+        if not prefilling:
+            return False
+        next_block = len(self.blocks.cached_prefix(seq))
+        if next_block >= (len(seq) - 1) // self.blocks.block_size:
+            return False
+        wanted = seq.block_hashes[next_block]
+        return any(
+            next_block < len(other.block_hashes) and other.block_hashes[next_block] == wanted
+            for other in prefilling
+        )
+
+    def _enter(self, seq: Sequence) -> None:
+        seq.is_running = True
+        insort(self.running, seq, key=_arrival)
+
+    def _leave(self, seq: Sequence) -> None:
+        seq.is_running = False
+        self.running.remove(seq)
+
+
+def _arrival(seq: Sequence) -> int:
+    return seq.arrival

@@ -1,0 +1,63 @@
+"""One sample on its way through the engine: its tokens, how many are computed, and its blocks.
+
+Everything the block manager, the scheduler and the sampler need to know of it, and nothing of text.
+"""
+
+from __future__ import annotations
+
+from array import array
+
+from mull.engine.request import Request, SamplingParams, TokenLogprob
+
+
+class Sequence:
+    """Tokens [0, computed) have their keys in the cache; the rest wait to be computed.
+
+    Prefill, decode, forced tokens and recomputation after preemption are all the same act: compute
+    the tokens that are not, and when none is left, sample the next one.
+    """
+
+    def __init__(self, request_id: int, index: int, arrival: int, request: Request, seed: int):
+        self.request_id = request_id
+        self.index = index
+        self.arrival = arrival
+        self.namespace: str = request.namespace
+        self.sampling: SamplingParams = request.sampling
+        self.seed = seed
+        self.token_ids: list[int] = list(request.prompt_ids)
+        self.prompt_length = len(self.token_ids)
+        self.computed = 0
+        self.prefill_until = 0
+        self.block_table: array[int] = array("i")
+        self.block_hashes: list[bytes] = []
+        self.committed_blocks = 0
+        self.is_running = False
+        self.is_finished = False
+        self.cached_tokens: int | None = None
+        self.preemptions = 0
+        self.siblings: list[Sequence] = []
+        self.logprobs: list[TokenLogprob] = []
+        # Occurrences in the answer of every token seen; 0 for those of the prompt alone.
+        self.seen: dict[int, int] = {}
+        if self.sampling.has_penalties:
+            self.seen = dict.fromkeys(self.token_ids, 0)
+
+    def __len__(self) -> int:
+        return len(self.token_ids)
+
+    @property
+    def uncomputed(self) -> int:
+        return len(self.token_ids) - self.computed
+
+    @property
+    def is_decoding(self) -> bool:
+        return self.computed >= self.prefill_until
+
+    @property
+    def generated(self) -> int:
+        return len(self.token_ids) - self.prompt_length
+
+    def append(self, token_id: int) -> None:
+        self.token_ids.append(token_id)
+        if self.sampling.has_penalties:
+            self.seen[token_id] = self.seen.get(token_id, 0) + 1
