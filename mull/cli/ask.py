@@ -1,0 +1,84 @@
+"""`mull ask`: one question, one answer, and exit."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from mull.cli.options import (
+    DEFAULT_MODEL,
+    ContextOption,
+    DeviceOption,
+    JsonOption,
+    LoadOptions,
+    ModelOption,
+    PrecisionOption,
+    ThreadsOption,
+    load,
+)
+from mull.cli.streaming import answer_json, show_answer, tell_how_it_ended
+from mull.cli.terminal import AnswerPrinter, print_json
+from mull.errors import RequestError
+
+
+def ask(
+    question: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="QUESTION", help="The question; `-` stands for standard input."),
+    ] = None,
+    model: ModelOption = DEFAULT_MODEL,
+    precision: PrecisionOption = "auto",
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    context: ContextOption = None,
+    no_think: Annotated[bool, typer.Option("--no-think", help="Answer without thinking.")] = False,
+    think_budget: Annotated[
+        int | None, typer.Option(metavar="N", help="At most N tokens of thinking.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="At most N tokens, thinking included.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(metavar="T", help="0 always takes the likeliest token.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(metavar="P", help="Sample from the likeliest share P.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="S", help="The same seed gives the same answer.")
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Instruction put before the question.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer one question and exit. The answer goes to stdout, the thinking to stderr."""
+    prompt = _prompt(question or ["-"])
+    sampling: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+        "think_budget": think_budget,
+        "thinking": "off" if no_think else "auto",
+        "system": system,
+    }
+    llm = load(model, LoadOptions(precision, device, threads, context))
+    try:
+        if as_json:
+            print_json(answer_json(llm.name, llm.generate(prompt, **sampling)))
+        else:
+            tell_how_it_ended(show_answer(llm.stream(prompt, **sampling), AnswerPrinter()))
+    finally:
+        llm.close()
+
+
+def _prompt(words: list[str]) -> str:
+    if "-" in words and sys.stdin.isatty():
+        raise RequestError('nothing to answer: give a question, as in mull ask "Why is the sky blue?"')
+    prompt = " ".join(sys.stdin.read() if word == "-" else word for word in words).strip()
+    if not prompt:
+        raise RequestError('the question is empty: give one, as in mull ask "Why is the sky blue?"')
+    return prompt

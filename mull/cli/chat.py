@@ -1,0 +1,144 @@
+"""`mull chat`: a conversation in the terminal, or an answer to each line of a pipe."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from mull.cli.conversation import Conversation
+from mull.cli.options import (
+    DEFAULT_MODEL,
+    ContextOption,
+    DeviceOption,
+    LoadOptions,
+    ModelOption,
+    PrecisionOption,
+    ThreadsOption,
+    load,
+)
+from mull.cli.reader import piped_lines, terminal_lines
+from mull.cli.slash import QuitChat, run_command
+from mull.cli.streaming import tell_how_it_ended
+from mull.cli.terminal import AnswerPrinter, note, one_line
+from mull.errors import MullError
+
+
+def chat(
+    model: ModelOption = DEFAULT_MODEL,
+    precision: PrecisionOption = "auto",
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    context: ContextOption = None,
+    no_think: Annotated[bool, typer.Option("--no-think", help="Answer without thinking.")] = False,
+    think_budget: Annotated[
+        int | None, typer.Option(metavar="N", help="At most N tokens of thinking per answer.")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(metavar="N", help="At most N tokens per answer.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option(metavar="T", help="0 always takes the likeliest token.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option(metavar="P", help="Sample from the likeliest share P.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="S", help="The same seed gives the same answers.")
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="Instruction before the conversation.")
+    ] = None,
+) -> int:
+    """Talk with a model. With no terminal on stdin, answer each line of it and exit."""
+    options = LoadOptions(precision, device, threads, context)
+    sampling: dict[str, Any] = {
+        "max_tokens": max_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "seed": seed,
+    }
+    conversation = Conversation(
+        load(model, options),
+        sampling=sampling,
+        system=system,
+        thinking="off" if no_think else "auto",
+        think_budget=think_budget,
+    )
+    session = Chat(conversation, options)
+    try:
+        return session.run_terminal() if sys.stdin.isatty() else session.run_pipe()
+    finally:
+        session.conversation.llm.close()
+
+
+@dataclass
+class Chat:
+    """The loop around a conversation: reads lines, runs commands, shows answers."""
+
+    conversation: Conversation
+    options: LoadOptions
+
+    def run_terminal(self) -> int:
+        llm = self.conversation.llm
+        note(f"{llm.name} · {llm.precision} · context {llm.context:,} tokens · /help for help")
+        for line in terminal_lines():
+            try:
+                self.handle(line, verbose=True)
+            except QuitChat:
+                break
+            except MullError as error:
+                note(f"mull: {one_line(str(error))}")
+            except KeyboardInterrupt:
+                note("(stopped)")
+        return 0
+
+    def run_pipe(self) -> int:
+        """Answer every line; a line that cannot be answered makes the exit code 2, not the rest."""
+        code = 0
+        for line in piped_lines():
+            try:
+                self.handle(line, verbose=False)
+            except QuitChat:
+                break
+            except MullError as error:
+                print(f"mull: {one_line(str(error))}", file=sys.stderr)
+                code = 2
+        return code
+
+    def handle(self, line: str, *, verbose: bool) -> None:
+        """Answer one line, or run it when it is a command."""
+        question: str | None = line
+        if line.startswith("/"):
+            question = run_command(self, line)
+        if question is None:
+            return
+        answer = self.conversation.ask(question, AnswerPrinter())
+        if answer is None:
+            if not verbose:
+                raise KeyboardInterrupt
+            note("(stopped)")
+            return
+        tell_how_it_ended(answer)
+        if verbose:
+            self._show_figures(answer.timing["tokens_per_s"], answer.usage["completion_tokens"])
+
+    def _show_figures(self, tokens_per_s: float | None, tokens: int) -> None:
+        rate = "" if tokens_per_s is None else f" · {tokens_per_s:.1f} tokens/s"
+        used, context = self.conversation.context_used, self.conversation.llm.context
+        note(f"[{tokens:,} tokens{rate} · context {used:,} of {context:,}]")
+
+    def switch_model(self, name: str) -> None:
+        """Go on with another model; the one in use is given up only for a model that exists."""
+        from mull import weights
+
+        weights.load_config(weights.resolve(name))
+        previous = self.conversation.llm
+        previous.close()  # two models at once may not fit
+        try:
+            self.conversation.llm = load(name, self.options)
+        except MullError:
+            self.conversation.llm = load(previous.name, self.options)
+            raise

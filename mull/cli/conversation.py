@@ -1,0 +1,130 @@
+"""One conversation: its messages, how it samples, and writing it to a file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mull.cli.terminal import AnswerPrinter
+from mull.errors import RequestError
+
+if TYPE_CHECKING:
+    from mull.llm import LLM, Answer
+
+
+@dataclass
+class Conversation:
+    """Messages as the chat template takes them, plus what the user set for the coming answers.
+
+    An assistant's message keeps its thinking for `/save`; the template decides what of it the model
+    sees again.
+    """
+
+    llm: LLM
+    sampling: dict[str, Any] = field(default_factory=dict)
+    system: str | None = None
+    thinking: str = "auto"
+    think_budget: int | None = None
+    messages: list[dict[str, Any]] = field(default_factory=list)
+    last_question: str | None = None
+    context_used: int = 0
+
+    def ask(self, question: str, printer: AnswerPrinter) -> Answer | None:
+        """Stream the answer to one more question; None when the user stopped it with Ctrl-C.
+
+        What had been answered by then stays in the conversation; a question that was refused or
+        got no word of answer does not.
+        """
+        self.last_question = question
+        prompt = [*self.messages, {"role": "user", "content": question}]
+        heard: dict[str, list[str]] = {"thinking": [], "answer": [], "tool_call": []}
+        answer: Answer | None = None
+        with self._stream(prompt) as events:
+            try:
+                for event in events:
+                    if event.kind == "end":
+                        answer = event.answer
+                    else:
+                        heard[event.kind].append(event.text)
+                        printer.write(event.kind, event.text)
+            except KeyboardInterrupt:
+                pass  # stops the answer, not the chat
+            finally:
+                printer.finish()
+        text = answer.text if answer is not None else "".join(heard["answer"])
+        thinking = answer.thinking if answer is not None else "".join(heard["thinking"])
+        if answer is not None:
+            usage = answer.usage
+            self.context_used = usage["prompt_tokens"] + usage["completion_tokens"]
+        if answer is not None or text.strip():
+            reply = {"role": "assistant", "content": text}
+            if thinking:
+                reply["reasoning_content"] = thinking
+            self.messages = [*prompt, reply]
+        return answer
+
+    @contextmanager
+    def _stream(self, prompt: list[dict[str, Any]]) -> Iterator[Iterator[Any]]:
+        events = self.llm.stream(
+            prompt,
+            system=self.system,
+            thinking=self.thinking,  # type: ignore[arg-type]  # set by /think to one of the three
+            think_budget=self.think_budget,
+            **self.sampling,
+        )
+        try:
+            yield events
+        finally:
+            close = getattr(events, "close", None)
+            if close is not None:
+                close()  # cancels the request, so its cache blocks are free at once
+
+    def retract(self) -> str:
+        """Take back the last exchange; returns its question, to be asked again."""
+        if self.last_question is None:
+            raise RequestError("there is no question to ask again yet")
+        question = {"role": "user", "content": self.last_question}
+        if len(self.messages) >= 2 and self.messages[-2] == question:
+            self.messages = self.messages[:-2]
+        return self.last_question
+
+    def clear(self) -> None:
+        self.messages, self.last_question, self.context_used = [], None, 0
+
+    def save(self, path: Path) -> None:
+        """Write the conversation, as JSON for a name in .json and as Markdown for any other."""
+        if path.exists():
+            raise RequestError(f"{path} exists already: choose another name")
+        write = self._as_json if path.suffix == ".json" else self._as_markdown
+        temporary = path.with_name(f".{path.name}.part")
+        try:
+            with temporary.open("w", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(write())
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.rename(path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise RequestError(f"cannot write {path}: {error.strerror}") from error
+
+    def _as_json(self) -> str:
+        system = [{"role": "system", "content": self.system}] if self.system else []
+        value = {"model": self.llm.name, "messages": [*system, *self.messages]}
+        return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
+
+    def _as_markdown(self) -> str:
+        parts = [f"# Conversation with {self.llm.name}"]
+        if self.system:
+            parts.append(f"**System:** {self.system}")
+        for message in self.messages:
+            parts.append("## You" if message["role"] == "user" else f"## {self.llm.name}")
+            if "reasoning_content" in message:
+                thinking = message["reasoning_content"].strip()
+                parts.append(f"<details><summary>Thinking</summary>\n\n{thinking}\n\n</details>")
+            parts.append(message["content"].strip())
+        return "\n\n".join(parts) + "\n"

@@ -1,0 +1,76 @@
+"""The flags that verbs share, and loading a model as they say, with a progress bar on stderr."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from mull.cli.progress import progress_bar
+
+if TYPE_CHECKING:
+    from mull.llm import LLM
+
+DEFAULT_MODEL = "smollm2-135m"
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="Name, folder in Hugging Face layout, or .gguf file.", show_default=True
+    ),
+]
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model", "-m", metavar="MODEL", help="Name, folder in Hugging Face layout, or .gguf file."
+    ),
+]
+PrecisionOption = Annotated[
+    str,
+    typer.Option(metavar="P", help="auto, fp32, bf16, q8 or q4: how the weights lie in memory."),
+]
+DeviceOption = Annotated[str, typer.Option(metavar="D", help="auto, cpu or cuda.")]
+ThreadsOption = Annotated[
+    int | None, typer.Option(metavar="N", help="CPU threads (default: one per core).")
+]
+ContextOption = Annotated[
+    int | None, typer.Option(metavar="N", help="Tokens of context to make room for.")
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
+
+
+@dataclass(frozen=True)
+class LoadOptions:
+    """How to load a model: the flags that are the same for every verb that runs one."""
+
+    precision: str = "auto"
+    device: str = "auto"
+    threads: int | None = None
+    context: int | None = None
+
+
+def load(model: str, options: LoadOptions) -> LLM:
+    """Load a model; the default one is pulled first when it is not in the store yet."""
+    if model == DEFAULT_MODEL:
+        pull_if_absent(model)
+
+    from mull.llm import load as load_llm
+
+    with progress_bar(f"Loading {model}") as progress:
+        return load_llm(
+            model,
+            precision=options.precision,
+            device=options.device,
+            threads=options.threads,
+            context=options.context,
+            progress=progress,
+        )
+
+
+def pull_if_absent(model: str) -> None:
+    from mull import weights
+
+    if not (weights.models_home() / model).exists():
+        with progress_bar(f"Pulling {model}", in_bytes=True) as progress:
+            weights.pull(model, progress=progress)

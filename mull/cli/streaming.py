@@ -1,0 +1,53 @@
+"""From the events of an answer to what the user sees of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+from mull.cli.terminal import AnswerPrinter, note
+
+if TYPE_CHECKING:
+    from mull.llm import Answer, Event
+
+
+def show_answer(events: Iterator[Event], printer: AnswerPrinter) -> Answer:
+    """Print an answer while it comes; returns it whole. The line is ended even when interrupted."""
+    answer = None
+    try:
+        for event in events:
+            if event.kind == "end":
+                answer = event.answer
+            else:
+                printer.write(event.kind, event.text)
+    finally:
+        printer.finish()
+    assert answer is not None  # a stream that raises nothing ends with its answer
+    return answer
+
+
+def tell_how_it_ended(answer: Answer) -> None:
+    """Say on stderr why an answer may be incomplete; silent when the model was done."""
+    if answer.finish_details.get("loop"):
+        note("(stopped: the answer was repeating itself)")
+    elif answer.finish_details.get("context_full"):
+        note("(stopped: the context is full)")
+    elif answer.finish_reason == "length":
+        note("(stopped at the token limit: --max-tokens raises it)")
+
+
+def answer_json(model: str, answer: Answer) -> dict[str, Any]:
+    """The object that `mull ask --json` promises."""
+    usage, timing = answer.usage, answer.timing
+    return {
+        "model": model,
+        "thinking": answer.thinking,
+        "answer": answer.text,
+        "usage": {
+            name: usage[name]
+            for name in ("prompt_tokens", "cached_tokens", "reasoning_tokens", "completion_tokens")
+        },
+        "timing": {name: timing[name] for name in ("ttft_s", "tokens_per_s")},
+        "finish_reason": answer.finish_reason,
+        "finish_details": answer.finish_details,
+    }
