@@ -1,0 +1,95 @@
+"""The cache's memory: one tensor for all layers, cut into blocks of tokens.
+
+N blocks · S slots of a block · G key heads · d head width · c latent width
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mull.errors import RequestError
+from mull.model.config import ModelConfig
+
+# What a default cache holds when memory allows: one long conversation, or many short ones.
+DEFAULT_CACHE_TOKENS = 32768
+
+
+class PagedCache:
+    """GQA: keys[layer] and values[layer], [N, S, G, d]. MLA: latents[layer], [N, S, c]."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        num_blocks: int,
+        block_size: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.dtype = dtype
+        self.bytes_per_token = config.cache_bytes_per_token(dtype)
+        layers, blocks = config.num_hidden_layers, (num_blocks, block_size)
+        self.keys: list[Tensor] = []
+        self.values: list[Tensor] = []
+        self.latents: list[Tensor] = []
+        if config.is_mla:
+            self.data = _zeros((layers, *blocks, config.latent_dim), dtype, device)
+            self.latents = list(self.data)
+        else:
+            heads = (config.num_key_value_heads, config.head_dim)
+            self.data = _zeros((2 * layers, *blocks, *heads), dtype, device)
+            self.keys = list(self.data[:layers])
+            self.values = list(self.data[layers:])
+
+    @property
+    def bytes(self) -> int:
+        return self.data.numel() * self.data.element_size()
+
+    def copy_blocks(self, copies: list[tuple[int, int]]) -> None:
+        """Copy the content of blocks (from, to) in every layer."""
+        if copies:
+            sources, targets = zip(*copies, strict=True)
+            self.data[:, list(targets)] = self.data[:, list(sources)]
+
+
+def choose_num_blocks(
+    config: ModelConfig,
+    *,
+    context: int,
+    dtype: torch.dtype,
+    block_size: int,
+    cache_tokens: int | None,
+    cache_bytes: int | None,
+    available_bytes: int | None,
+) -> int:
+    """How many blocks to keep: as asked for, else DEFAULT_CACHE_TOKENS or one whole context,
+    whichever is more, within half of the memory the caller says is available."""
+    block_bytes = config.cache_bytes_per_token(dtype) * block_size
+    if cache_tokens is not None:
+        tokens, name = cache_tokens, f"cache_tokens is {cache_tokens}"
+    elif cache_bytes is not None:
+        tokens, name = cache_bytes // block_bytes * block_size, f"cache_bytes is {cache_bytes}"
+    else:
+        tokens, name = max(DEFAULT_CACHE_TOKENS, context), "the cache"
+        if available_bytes is not None:
+            tokens = min(tokens, available_bytes // 2 // block_bytes * block_size)
+            name = f"available memory is {available_bytes} bytes"
+    num_blocks = -(-tokens // block_size)
+    if num_blocks < 2:
+        raise RequestError(
+            f"{name}, too little for two cache blocks of {block_size} tokens "
+            f"({block_bytes} bytes each): give the cache more"
+        )
+    return num_blocks
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    # numpy's zeros are untouched pages: a large cache costs memory only as far as it is used.
+    size = int(np.prod(shape)) * dtype.itemsize
+    return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(dtype).view(shape)
