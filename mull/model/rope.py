@@ -1,0 +1,134 @@
+"""Rotary positions: inverse frequencies of the four kinds, and the rotation itself.
+
+Sources: RoPE arXiv 2104.09864; linear scaling arXiv 2306.15595; YaRN arXiv 2309.00071, section 3;
+llama3 as in Meta's llama-models (`apply_scaling`). transformers is the oracle in the tests.
+
+T tokens (packed) · H heads · r rotated width of a head
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mull.model.config import ModelConfig
+
+
+class Rope:
+    """cos and sin for any positions of one model; holds no parameters, only r/2 frequencies.
+
+    Not an nn.Module on purpose: the frequencies must be real numbers even while a model is being
+    built on the meta device, and float32 even in a bfloat16 model.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        self._frequencies = inverse_frequencies(
+            config.rope_dim, config.rope_theta, config.rope_scaling
+        )
+        self._amplitude = attention_factor(config.rope_scaling)
+        self._on_device = {torch.device("cpu"): self._frequencies}
+
+    def __call__(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+        """(cos, sin), each float32 [T, r/2], multiplied by YaRN's attention factor."""
+        device = positions_T.device
+        if device not in self._on_device:
+            self._on_device[device] = self._frequencies.to(device)
+        angles = positions_T.float()[:, None] * self._on_device[device]
+        return angles.cos() * self._amplitude, angles.sin() * self._amplitude
+
+
+def rotate(x_THr: Tensor, cos_sin: tuple[Tensor, Tensor], *, interleaved: bool) -> Tensor:
+    """Rotates pairs of a head by its token's angles.
+
+    Pairs are (i, i + r/2); with `interleaved` (DeepSeek's checkpoints) they are (2i, 2i + 1) on the
+    way in. Either way the result is laid out in halves: scores do not depend on a common order of
+    query and key.
+    """
+    cos_T1r, sin_T1r = (part[:, None].to(x_THr.dtype) for part in cos_sin)
+    if interleaved:
+        first, second = x_THr[..., 0::2], x_THr[..., 1::2]
+    else:
+        first, second = x_THr.chunk(2, dim=-1)
+    return torch.cat(
+        (first * cos_T1r - second * sin_T1r, second * cos_T1r + first * sin_T1r), dim=-1
+    )
+
+
+def inverse_frequencies(width: int, theta: float, scaling: dict[str, Any] | None) -> Tensor:
+    """float32 [width / 2] on the CPU, for a normalised `rope_scaling` (None: plain RoPE)."""
+    exponents = torch.arange(0, width, 2, dtype=torch.float32, device="cpu") / width
+    plain = 1.0 / theta**exponents
+    if scaling is None:
+        return plain
+    return _SCALINGS[scaling["rope_type"]](plain, width, theta, scaling)
+
+
+def attention_factor(scaling: dict[str, Any] | None) -> float:
+    """What cos and sin are multiplied by: YaRN's temperature, 1 for every other kind."""
+    if scaling is None or scaling["rope_type"] != "yarn":
+        return 1.0
+    if "attention_factor" in scaling:
+        return scaling["attention_factor"]
+    mscale, mscale_all_dim = scaling.get("mscale"), scaling.get("mscale_all_dim")
+    if mscale and mscale_all_dim:
+        return yarn_mscale(scaling["factor"], mscale) / yarn_mscale(
+            scaling["factor"], mscale_all_dim
+        )
+    return yarn_mscale(scaling["factor"])
+
+
+def yarn_mscale(factor: float, weight: float = 1.0) -> float:
+    """0.1 * weight * ln(factor) + 1 (YaRN, section 3.4)."""
+    return 0.1 * weight * math.log(factor) + 1.0
+
+
+def latent_softmax_scale(config: ModelConfig) -> float:
+    """MLA's softmax scale: 1/sqrt(query width), times mscale^2 where `mscale_all_dim` is given.
+
+    Leaving the factor out agrees at position 0 and drifts later.
+    """
+    scale = config.qk_head_dim**-0.5
+    scaling = config.rope_scaling
+    weight = scaling.get("mscale_all_dim") if scaling else None
+    if scaling is None or not weight:
+        return scale
+    return scale * yarn_mscale(scaling["factor"], weight) ** 2
+
+
+def _linear(plain: Tensor, width: int, theta: float, scaling: dict[str, Any]) -> Tensor:
+    return plain / scaling["factor"]
+
+
+def _llama3(plain: Tensor, width: int, theta: float, scaling: dict[str, Any]) -> Tensor:
+    """Slow pairs are stretched by the factor, fast ones kept, those between blended."""
+    low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]
+    turns = scaling["original_max_position_embeddings"] * plain / (2 * math.pi)
+    kept = ((turns - low) / (high - low)).clamp(0, 1)
+    return (1 - kept) * plain / scaling["factor"] + kept * plain
+
+
+def _yarn(plain: Tensor, width: int, theta: float, scaling: dict[str, Any]) -> Tensor:
+    """Keeps pairs turning over beta_fast times in the original context, stretches slow ones."""
+
+    def pair_turning(turns: float) -> float:
+        ratio = scaling["original_max_position_embeddings"] / (turns * 2 * math.pi)
+        return width * math.log(ratio) / (2 * math.log(theta))
+
+    low, high = pair_turning(scaling["beta_fast"]), pair_turning(scaling["beta_slow"])
+    if scaling["truncate"]:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, width - 1)
+    if low == high:
+        high += 0.001  # the ramp becomes a step, without dividing by zero
+    pairs = torch.arange(width // 2, dtype=torch.float32, device="cpu")
+    kept = 1 - ((pairs - low) / (high - low)).clamp(0, 1)
+    return plain / scaling["factor"] * (1 - kept) + plain * kept
+
+
+_SCALINGS: dict[str, Callable[[Tensor, int, float, dict[str, Any]], Tensor]] = {
+    "linear": _linear,
+    "llama3": _llama3,
+    "yarn": _yarn,
+}
