@@ -77,7 +77,9 @@ def ask(
 
 def _prompt(words: list[str]) -> str:
     if "-" in words and sys.stdin.isatty():
-        raise RequestError('nothing to answer: give a question, as in mull ask "Why is the sky blue?"')
+        raise RequestError(
+            'nothing to answer: give a question, as in mull ask "Why is the sky blue?"'
+        )
     prompt = " ".join(sys.stdin.read() if word == "-" else word for word in words).strip()
     if not prompt:
         raise RequestError('the question is empty: give one, as in mull ask "Why is the sky blue?"')

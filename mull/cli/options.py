@@ -17,7 +17,9 @@ DEFAULT_MODEL = "smollm2-135m"
 ModelArgument = Annotated[
     str,
     typer.Argument(
-        metavar="MODEL", help="Name, folder in Hugging Face layout, or .gguf file.", show_default=True
+        metavar="MODEL",
+        help="Name, folder in Hugging Face layout, or .gguf file.",
+        show_default=True,
     ),
 ]
 ModelOption = Annotated[

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from mull.cli.progress import progress_bar
+from mull.cli.terminal import note
 
 
 def pull(
@@ -14,7 +15,7 @@ def pull(
         str,
         typer.Argument(
             metavar="NAME",
-            help="A short name, a hub repository as owner/name, or a .gguf file or folder to copy in.",
+            help="A short name, OWNER/NAME of a hub, or a file or folder to copy in.",
         ),
     ],
 ) -> None:
@@ -22,5 +23,5 @@ def pull(
     from mull import weights
 
     with progress_bar(f"Pulling {name}", in_bytes=True) as progress:
-        files = weights.pull(name, progress=progress)
-    print(files.name)
+        files = weights.pull(name, progress=progress, say=note)
+    print(f"{files.name} is ready: {files.path}")

@@ -40,7 +40,7 @@ def terminal_lines() -> Iterator[str]:
 
 
 def is_complete(text: str) -> bool:
-    """Whether Enter sends `text`: not inside a triple-quoted block or after a trailing backslash."""
+    """Whether Enter sends `text`: not inside triple quotes or after a trailing backslash."""
     if text.lstrip().startswith(BLOCK):
         body = text.strip()
         return len(body) >= 2 * len(BLOCK) and body.endswith(BLOCK)

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from mull.cli.terminal import in_gb
+
 
 def rm(
     name: Annotated[str, typer.Argument(metavar="MODEL", help="A name from `mull models`.")],
@@ -13,5 +15,5 @@ def rm(
     """Delete a model from the store. A folder or file of your own is never touched."""
     from mull import weights
 
-    weights.remove(name)
-    print(f"removed {name}")
+    freed = weights.remove(name)
+    print(f"removed {name}: {in_gb(freed)} freed")

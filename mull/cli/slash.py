@@ -107,5 +107,3 @@ COMMANDS: dict[str, Command] = {
     "save": Command("/save FILE", "write the conversation: .md or .json", _save),
     "quit": Command("/quit", "leave (as does Ctrl-D)", _quit),
 }
-
-

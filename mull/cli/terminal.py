@@ -61,12 +61,21 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=None, pad_edge=False, header_style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(header))
     for name in header:
         table.add_column(name, overflow="fold")
     for row in harmless:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(table)
+
+
+def in_gb(size: int | None) -> str:
+    """Bytes in the unit a person would use (decimal, as disks and downloads are sold)."""
+    if size is None:
+        return "not known"
+    if size < 1e9:
+        return f"{size / 1e6:,.1f} MB"
+    return f"{size / 1e9:,.1f} GB"
 
 
 def can_style(stream: TextIO) -> bool:

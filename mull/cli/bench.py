@@ -1,0 +1,96 @@
+"""`mull bench`: prefill and decode speed by batch size, beside what the machine can do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mull.cli.options import (
+    DEFAULT_MODEL,
+    DeviceOption,
+    JsonOption,
+    LoadOptions,
+    ModelArgument,
+    PrecisionOption,
+    ThreadsOption,
+    load,
+)
+from mull.cli.terminal import note, print_json, print_table
+
+if TYPE_CHECKING:
+    from mull.llm import LLM
+
+PREFILL_TOKENS = 512
+BATCHES = (1, 4, 8, 16, 32)
+
+
+def bench(
+    model: ModelArgument = DEFAULT_MODEL,
+    precision: PrecisionOption = "auto",
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = None,
+    rounds: Annotated[
+        int, typer.Option(min=1, max=100, metavar="N", help="Runs of each; the median counts.")
+    ] = 3,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure tokens/s through the real engine, beside the machine's peaks of the same minute."""
+    llm = load(model, LoadOptions(precision, device, threads))
+    try:
+        from mull.cli.peaks import measure_peaks
+
+        peaks = measure_peaks()
+        note(f"{llm.name} · {llm.precision} · this machine: {peaks.in_words()}")
+        results = list(run_bench(llm, rounds))
+    finally:
+        llm.close()
+    if as_json:
+        print_json(results)
+        return
+    print_table(
+        ("METRIC", "BATCH", "TOKENS/S", "GB/S", "OF READ PEAK", "GOP/S", "OF FP32 PEAK"),
+        [
+            (
+                result["metric"],
+                str(result["batch"]),
+                f"{result['tokens_per_s']:,.1f}",
+                f"{result['gb_per_s']:.1f}",
+                f"{result['gb_per_s'] / peaks.read_gb_per_s:.0%}",
+                f"{result['gop_per_s']:,.0f}",
+                f"{result['gop_per_s'] / peaks.fp32_gflop_per_s:.0%}",
+            )
+            for result in results
+        ],
+    )
+
+
+def run_bench(llm: LLM, rounds: int) -> Iterator[dict[str, Any]]:
+    """Prefill of 512 tokens, then decode at each batch size: the objects of `--json`."""
+    import torch
+
+    from mull.cli.speed import PROMPT_TOKENS, Work, check_room, decode_rate, prefill_rate
+
+    check_room(llm.context, PREFILL_TOKENS + 1)
+    dtype = torch.float32 if llm.precision == "fp32" else torch.bfloat16
+    work = Work(llm.config, dtype.itemsize, llm.config.cache_bytes_per_token(dtype))
+
+    def result(metric: str, batch: int, rate: float, step_bytes: float, step_ops: float) -> Any:
+        steps_per_s = rate / batch
+        return {
+            "metric": metric,
+            "batch": batch,
+            "tokens_per_s": round(rate, 1),
+            "gb_per_s": round(step_bytes * steps_per_s / 1e9, 2),
+            "gop_per_s": round(step_ops * steps_per_s / 1e9, 1),
+            "precision": llm.precision,
+        }
+
+    rate = prefill_rate(llm.engine, PREFILL_TOKENS, rounds=rounds, seed=1)
+    read = work.step_bytes(PREFILL_TOKENS, 1)
+    yield result("prefill", PREFILL_TOKENS, rate, read, work.prefill_ops(PREFILL_TOKENS))
+    for batch in BATCHES:
+        rate, steps = decode_rate(llm.engine, batch, rounds=rounds, seed=batch * 1000)
+        read = work.step_bytes(batch, PROMPT_TOKENS + steps // 2)
+        yield result("decode", batch, rate, read, work.decode_ops(batch))

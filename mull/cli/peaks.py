@@ -1,0 +1,68 @@
+"""What this machine can do at best, measured now: the yardstick for every speed mull prints.
+
+Cores change state from minute to minute on shared machines, so a peak is never stored.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import psutil
+import torch
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """read_gb_per_s: reading memory far beyond the caches; the others: matrix products of torch."""
+
+    read_gb_per_s: float
+    fp32_gflop_per_s: float
+    bf16_gflop_per_s: float
+    threads: int
+
+    def in_words(self) -> str:
+        return (
+            f"{self.read_gb_per_s:.1f} GB/s read, {self.fp32_gflop_per_s:,.0f} GFLOP/s fp32, "
+            f"{self.bf16_gflop_per_s:,.0f} GFLOP/s bf16 ({self.threads} threads)"
+        )
+
+
+def measure_peaks(rounds: int = 5) -> Peaks:
+    """Best of `rounds` for each; takes about a second and at most 512 MB."""
+    with torch.inference_mode():
+        return Peaks(
+            read_gb_per_s=round(read_bandwidth(rounds), 1),
+            fp32_gflop_per_s=round(_matmul_rate(torch.float32, rounds), 1),
+            bf16_gflop_per_s=round(_matmul_rate(torch.bfloat16, rounds), 1),
+            threads=torch.get_num_threads(),
+        )
+
+
+def read_bandwidth(rounds: int = 5) -> float:
+    """GB/s of a dot product of two vectors, and of a matrix with a vector; the better one."""
+    # Far larger than any last-level cache share, but never a burden on a small machine.
+    size = min(512 * 2**20, psutil.virtual_memory().available // 8)
+    rows, vector = torch.ones(size // 4 // 8192 * 2, 4096), torch.ones(4096)
+    first, second = rows.view(2, -1)
+    seconds = min(
+        _best_seconds(lambda: torch.dot(first, second), rounds),
+        _best_seconds(lambda: torch.mv(rows, vector), rounds),
+    )
+    return rows.numel() * rows.element_size() / seconds / 1e9
+
+
+def _matmul_rate(dtype: torch.dtype, rounds: int, n: int = 1024) -> float:
+    a, b = torch.ones(n, n, dtype=dtype), torch.ones(n, n, dtype=dtype)
+    return 2 * n**3 / _best_seconds(lambda: torch.nn.functional.linear(a, b), rounds) / 1e9
+
+
+def _best_seconds(run: Callable[[], object], rounds: int) -> float:
+    run()
+    best = float("inf")
+    for _ in range(rounds):
+        start = time.perf_counter()
+        run()
+        best = min(best, time.perf_counter() - start)
+    return best
