@@ -1,0 +1,127 @@
+// The plain C interface between Python (ctypes) and the native kernels, and the table of
+// instruction-set variants behind it. Every struct is mirrored in mull/kernels/library.py.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+enum Kind : int32_t { kFloat32 = 0, kBFloat16 = 1 };
+
+enum Status : int32_t { kOk = 0, kNoMemory = 1, kBadBlock = 2, kBadSlot = 3 };
+
+// Weights [n, k] in panels of 16 outputs. float32: [panel][k][16]; bfloat16: [panel][k/2][16][2].
+// Outputs and inputs beyond n and k are zeros.
+struct Linear {
+  const void* packed;
+  const float* bias;  // [n] or null
+  int64_t n;
+  int64_t k;
+  int32_t kind;
+  int32_t unused;
+};
+
+// One decoder layer: grouped-query attention and a dense gated MLP.
+struct Layer {
+  const float* input_norm;
+  const float* post_norm;
+  const float* q_norm;  // [head_dim] or null
+  const float* k_norm;
+  Linear qkv;  // q, k and v rows after each other
+  Linear out;
+  Linear gate;
+  Linear up;
+  Linear down;
+};
+
+// Which cached rows each new token may see (see paged_attention in reference.py).
+struct Paging {
+  const int32_t* block_table;  // [sequences, blocks_per_sequence]
+  const int32_t* query_starts;  // [sequences + 1]
+  const int32_t* context;      // [sequences], new tokens included
+  int64_t sequences;
+  int64_t blocks_per_sequence;
+  int64_t num_blocks;
+  int64_t block_size;
+};
+
+struct Stack {
+  const Layer* layers;
+  const float* final_norm;  // null: none
+  int64_t num_layers;
+  int64_t hidden;
+  int64_t heads;
+  int64_t kv_heads;
+  int64_t head_dim;
+  float eps;
+  float scale;
+};
+
+// One forward pass of `rows` tokens. key_cache[layer] -> [num_blocks, block_size, kv_heads, head_dim].
+struct Step {
+  const float* cos;  // [rows, head_dim / 2]
+  const float* sin;
+  const int32_t* slots;  // [rows]
+  void* const* key_cache;
+  void* const* value_cache;
+  Paging paging;
+  int64_t rows;
+  int32_t cache_kind;
+  int32_t unused;
+};
+
+struct Attention {
+  const float* q;  // [rows, heads, key_dim], row stride q_stride floats
+  const void* key;
+  const void* value;
+  void* out;  // [rows, heads, value_dim]
+  Paging paging;
+  int64_t rows;
+  int64_t q_stride;
+  int64_t out_stride;  // elements
+  int64_t heads;
+  int64_t kv_heads;
+  int64_t key_dim;
+  int64_t value_dim;
+  int64_t key_token_stride;  // elements from one slot to the next
+  int64_t key_head_stride;
+  int64_t value_token_stride;
+  int64_t value_head_stride;
+  float scale;
+  int32_t cache_kind;
+  int32_t out_form;  // Form, see simd.h
+  int32_t unused;
+};
+
+// The threads that run one native call together.
+struct Team {
+  int id;
+  int size;
+  void (*wait)();  // barrier of the OpenMP runtime that torch uses; null when alone
+  void barrier() const {
+    if (size > 1) wait();
+  }
+  int64_t first(int64_t items) const { return items * id / size; }
+  int64_t last(int64_t items) const { return items * (id + 1) / size; }
+};
+
+// The kernels compiled for one instruction set: bytes of scratch a piece of work needs, then the
+// work itself, called by every thread of the team.
+struct Variant {
+  const char* name;
+  size_t (*linear_scratch)(const Linear*, int64_t rows);
+  void (*linear)(const Linear*, const float* x, int64_t rows, float* y, char* scratch, const Team&);
+  size_t (*attention_scratch)(const Attention*, int threads);
+  void (*attention)(const Attention*, int64_t* taken, char* scratch, const Team&);
+  size_t (*stack_scratch)(const Stack*, const Step*, int threads);
+  void (*stack)(const Stack*, const Step*, float* x, char* scratch, const Team&);
+  void (*attention_inputs)(const Stack*, int64_t layer, const Step*, const float* x, float* qkv,
+                           char* scratch, const Team&);
+  void (*attention_outputs)(const Stack*, int64_t layer, int64_t rows, const float* attended,
+                            float* x, char* scratch, const Team&);
+};
+
+const Variant* portable_variant();
+#if defined(__x86_64__)
+const Variant* avx2_variant();
+const Variant* avx512_variant();
+const Variant* avx512bf16_variant();
+#endif

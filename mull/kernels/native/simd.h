@@ -1,0 +1,177 @@
+// Vectors of float32 in the width of the instruction set being compiled, through the compiler's
+// own vector types, so that one source serves every processor. Included inside a namespace per
+// instruction set; uses nothing of the standard library, whose inline functions would be shared
+// between differently compiled files.
+
+#if MULL_VECTOR_BYTES != 64 && MULL_VECTOR_BYTES != 32 && MULL_VECTOR_BYTES != 16
+#error "MULL_VECTOR_BYTES is 16, 32 or 64"
+#endif
+
+constexpr int W = MULL_VECTOR_BYTES / 4;
+
+typedef float vf __attribute__((vector_size(MULL_VECTOR_BYTES)));
+typedef int32_t vi __attribute__((vector_size(MULL_VECTOR_BYTES)));
+typedef uint32_t vu __attribute__((vector_size(MULL_VECTOR_BYTES)));
+typedef uint16_t vh __attribute__((vector_size(MULL_VECTOR_BYTES / 2)));
+typedef float vf_any __attribute__((vector_size(MULL_VECTOR_BYTES), aligned(4), may_alias));
+typedef uint32_t vu_any __attribute__((vector_size(MULL_VECTOR_BYTES), aligned(4), may_alias));
+typedef uint16_t vh_any __attribute__((vector_size(MULL_VECTOR_BYTES / 2), aligned(2), may_alias));
+
+#define MULL_INLINE static inline __attribute__((always_inline))
+
+MULL_INLINE vf load(const float* p) { return *reinterpret_cast<const vf_any*>(p); }
+MULL_INLINE void store(float* p, vf v) { *reinterpret_cast<vf_any*>(p) = v; }
+MULL_INLINE vu load_bits(const void* p) { return *reinterpret_cast<const vu_any*>(p); }
+MULL_INLINE vf splat(float x) { return x - vf{}; }
+MULL_INLINE float low(float a, float b) { return a < b ? a : b; }
+MULL_INLINE int64_t low(int64_t a, int64_t b) { return a < b ? a : b; }
+MULL_INLINE float high(float a, float b) { return a > b ? a : b; }
+MULL_INLINE int64_t high(int64_t a, int64_t b) { return a > b ? a : b; }
+MULL_INLINE int64_t round_up(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
+MULL_INLINE int64_t ceil_div(int64_t x, int64_t by) { return (x + by - 1) / by; }
+
+MULL_INLINE float to_float(uint16_t x) {
+  uint32_t bits = static_cast<uint32_t>(x) << 16;
+  float y;
+  __builtin_memcpy(&y, &bits, 4);
+  return y;
+}
+
+MULL_INLINE vf load(const uint16_t* p) {
+  vh half = *reinterpret_cast<const vh_any*>(p);
+  return (vf)(__builtin_convertvector(half, vu) << 16);
+}
+
+// Round to nearest even; NaN stays NaN.
+MULL_INLINE uint32_t round_bits(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, 4);
+  uint32_t rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  return (x == x ? rounded : (bits | 0x400000u)) & 0xffff0000u;
+}
+
+MULL_INLINE vu round_bits(vf x) {
+  vu bits = (vu)x;
+  vu rounded = bits + 0x7fffu + ((bits >> 16) & 1u);
+  vi is_number = (vi)(x == x);
+  return (((vu)is_number & rounded) | (~(vu)is_number & (bits | 0x400000u))) & 0xffff0000u;
+}
+
+MULL_INLINE uint16_t to_bfloat16(float x) { return static_cast<uint16_t>(round_bits(x) >> 16); }
+
+MULL_INLINE void store(uint16_t* p, vf v) {
+  *reinterpret_cast<vh_any*>(p) = __builtin_convertvector(round_bits(v) >> 16, vh);
+}
+MULL_INLINE float load_one(const float* p) { return *p; }
+MULL_INLINE float load_one(const uint16_t* p) { return to_float(*p); }
+MULL_INLINE void store_one(float* p, float x) { *p = x; }
+MULL_INLINE void store_one(uint16_t* p, float x) { *p = to_bfloat16(x); }
+
+// The form in which a product reads its activations.
+enum Form : int32_t { kPlain = 0, kRounded = 1, kPairs = 2 };  // float32, rounded float32, bfloat16
+
+MULL_INLINE int64_t form_bytes(int32_t form) { return form == kPairs ? 2 : 4; }
+
+MULL_INLINE int32_t form_of(const Linear& linear) {
+  if (linear.kind == kFloat32) return kPlain;
+#ifdef MULL_HAS_DPBF16
+  return kPairs;
+#else
+  return kRounded;
+#endif
+}
+
+MULL_INLINE void store_form(void* row, int32_t form, int64_t i, vf v) {
+  if (form == kPlain) store(static_cast<float*>(row) + i, v);
+  if (form == kRounded) store(static_cast<float*>(row) + i, (vf)round_bits(v));
+  if (form == kPairs) store(static_cast<uint16_t*>(row) + i, v);
+}
+
+MULL_INLINE void store_form_one(void* row, int32_t form, int64_t i, float v) {
+  if (form == kPlain) static_cast<float*>(row)[i] = v;
+  if (form == kRounded) static_cast<float*>(row)[i] = to_float(to_bfloat16(v));
+  if (form == kPairs) static_cast<uint16_t*>(row)[i] = to_bfloat16(v);
+}
+
+MULL_INLINE float sum(vf v) {
+  float parts[W];
+  store(parts, v);
+  for (int width = W / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) parts[i] += parts[i + width];
+  return parts[0];
+}
+
+MULL_INLINE float max_of(vf v) {
+  float parts[W];
+  store(parts, v);
+  float best = parts[0];
+  for (int i = 1; i < W; ++i) best = high(best, parts[i]);
+  return best;
+}
+
+MULL_INLINE vf select(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
+
+// e^x to about 2 units in the last place; exactly 0 below -87.3 (so for -inf); NaN stays NaN.
+MULL_INLINE vf exponential(vf x) {
+  vi too_small = (vi)(x < -87.3f);
+  vi too_large = (vi)(x > 88.7f);
+  vf y = select(too_small, splat(-87.3f), x);
+  y = select(too_large, splat(88.7f), y);
+  // Adding 1.5 * 2^23 leaves the nearest integer in the low bits.
+  vf shifted = y * 1.44269504f + 12582912.0f;
+  vf n = shifted - 12582912.0f;
+  vf r = y - n * 0.693359375f;
+  r = r - n * -2.12194440e-4f;
+  vf p = splat(1.9875691500e-4f);
+  p = p * r + 1.3981999507e-3f;
+  p = p * r + 8.3334519073e-3f;
+  p = p * r + 4.1665795894e-2f;
+  p = p * r + 1.6666665459e-1f;
+  p = p * r + 5.0000001201e-1f;
+  p = p * r * r + r + 1.0f;
+  // 2^n in two steps: n = 128 has no float exponent of its own.
+  vi whole = (vi)shifted - 0x4b400000;
+  vi half = whole >> 1;
+  vf first = (vf)((half + 127) << 23);
+  vf second = (vf)((whole - half + 127) << 23);
+  vf result = p * first * second;
+  return select(too_small, vf{}, result);
+}
+
+MULL_INLINE float exponential_one(float x) { return exponential(splat(x))[0]; }
+
+#if defined(__clang__)
+#if MULL_VECTOR_BYTES == 64
+MULL_INLINE vf evens(vf a, vf b) {
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+}
+MULL_INLINE vf odds(vf a, vf b) {
+  return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+}
+#elif MULL_VECTOR_BYTES == 32
+MULL_INLINE vf evens(vf a, vf b) {
+  return __builtin_shufflevector(a, b, 0, 2, 4, 6, 8, 10, 12, 14);
+}
+MULL_INLINE vf odds(vf a, vf b) {
+  return __builtin_shufflevector(a, b, 1, 3, 5, 7, 9, 11, 13, 15);
+}
+#else
+MULL_INLINE vf evens(vf a, vf b) { return __builtin_shufflevector(a, b, 0, 2, 4, 6); }
+MULL_INLINE vf odds(vf a, vf b) { return __builtin_shufflevector(a, b, 1, 3, 5, 7); }
+#endif
+#else
+MULL_INLINE vi count_by_two(int start) {
+  vi v{};
+  for (int i = 0; i < W; ++i) v[i] = start + 2 * i;
+  return v;
+}
+MULL_INLINE vf evens(vf a, vf b) { return __builtin_shuffle(a, b, count_by_two(0)); }
+MULL_INLINE vf odds(vf a, vf b) { return __builtin_shuffle(a, b, count_by_two(1)); }
+#endif
+
+// Lane i of the result is the sum over v[i].
+MULL_INLINE vf sums(vf (&v)[W]) {
+  for (int width = W / 2; width > 0; width /= 2)
+    for (int i = 0; i < width; ++i) v[i] = evens(v[2 * i], v[2 * i + 1]) + odds(v[2 * i], v[2 * i + 1]);
+  return v[0];
+}

@@ -1,0 +1,33 @@
+// Everything that is compiled once per instruction set. The including file sets MULL_VARIANT,
+// MULL_VECTOR_BYTES and, where the processor multiplies bfloat16 pairs, MULL_HAS_DPBF16.
+#include "abi.h"
+
+#ifdef MULL_HAS_DPBF16
+#include <immintrin.h>
+#endif
+
+namespace MULL_VARIANT {
+namespace {
+#include "simd.h"
+
+#include "linear.h"
+
+#include "attention.h"
+
+#include "layer.h"
+}  // namespace
+}  // namespace MULL_VARIANT
+
+#define MULL_NAME_2(variant) #variant
+#define MULL_NAME(variant) MULL_NAME_2(variant)
+#define MULL_TABLE_2(variant) variant##_variant
+#define MULL_TABLE(variant) MULL_TABLE_2(variant)
+
+const Variant* MULL_TABLE(MULL_VARIANT)() {
+  using namespace MULL_VARIANT;
+  static const Variant table = {
+      MULL_NAME(MULL_VARIANT), linear_scratch, linear_team,      attention_scratch, attention_team,
+      stack_scratch,           stack_team,     attention_inputs, attention_outputs,
+  };
+  return &table;
+}
