@@ -1,0 +1,30 @@
+"""Requests in, token streams out: the only way anything is generated in mull."""
+
+from mull.engine.engine import Counters, Engine
+from mull.engine.prepare import prepare
+from mull.engine.request import (
+    Event,
+    Output,
+    Request,
+    SamplingParams,
+    Timing,
+    TokenLogprob,
+    Usage,
+)
+from mull.engine.runner import AsyncRequestStream, EngineRunner, RequestStream
+
+__all__ = [
+    "AsyncRequestStream",
+    "Counters",
+    "Engine",
+    "EngineRunner",
+    "Event",
+    "Output",
+    "Request",
+    "RequestStream",
+    "SamplingParams",
+    "Timing",
+    "TokenLogprob",
+    "Usage",
+    "prepare",
+]

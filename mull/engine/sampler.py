@@ -36,11 +36,11 @@ def sample(logits_BV: Tensor, seqs: Rows[Sequence]) -> tuple[list[int], list[Tok
     adjust(logits_BV, seqs)
     drawn = [i for i, seq in enumerate(seqs) if not seq.sampling.is_greedy]
     if not drawn:
-        tokens = logits_BV.argmax(-1).tolist()
+        tokens = greedy(logits_BV).tolist()
     elif len(drawn) == len(seqs):
         tokens = draw(logits_BV, seqs)
     else:
-        tokens = logits_BV.argmax(-1).tolist()
+        tokens = greedy(logits_BV).tolist()
         rows = draw(logits_BV[drawn], [seqs[i] for i in drawn])
         for i, token in zip(drawn, rows, strict=True):
             tokens[i] = token
@@ -51,6 +51,18 @@ def sample(logits_BV: Tensor, seqs: Rows[Sequence]) -> tuple[list[int], list[Tok
         for i, logprob in zip(wants_logprobs, token_logprobs(raw_RV, chosen, tops), strict=True):
             logprobs[i] = logprob
     return tokens, logprobs
+
+
+def greedy(logits_BV: Tensor) -> Tensor:
+    """Id of each row's largest logit, the lowest id of equal ones."""
+    batch, vocabulary = logits_BV.shape
+    if vocabulary % BLOCK or logits_BV.device.type != "cpu":
+        return logits_BV.argmax(-1)
+    # Maxima first: torch's argmax over long rows uses no vector instructions.
+    blocks_BNS = logits_BV.reshape(batch, -1, BLOCK)
+    block_B = blocks_BNS.amax(-1).argmax(-1)
+    rows_B = torch.arange(batch)
+    return block_B * BLOCK + blocks_BNS[rows_B, block_B].argmax(-1)
 
 
 def uniform(seed: int, index: int, position: int) -> float:

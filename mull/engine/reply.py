@@ -1,0 +1,214 @@
+"""One sample's way from token ids to what the caller sees: pieces of text, and how it ended.
+
+The engine pushes tokens in; out come events, and the wish to close the thinking. Stop strings,
+limits, loops and the bookkeeping of the final Output live here.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from mull.engine.request import (
+    Event,
+    FinishReason,
+    Output,
+    Request,
+    Timing,
+    TokenLogprob,
+    Usage,
+)
+from mull.engine.sequence import Sequence
+from mull.engine.stop_strings import StopStrings
+from mull.engine.thinking import CloseReason, LoopDetector, ThinkingControl
+from mull.text.parser import Piece, StreamParser
+
+# Enough of the thinking's end to see whether a sentence has just ended.
+_TAIL = 16
+
+
+class Reply:
+    """What has been said so far by one sequence, and whether it should go on.
+
+    ends: ids that end the answer. limit: tokens (prompt included) that the context holds.
+    """
+
+    def __init__(
+        self,
+        seq: Sequence,
+        request: Request,
+        parser: StreamParser,
+        *,
+        ends: frozenset[int],
+        limit: int,
+        submitted: float,
+    ) -> None:
+        self.seq = seq
+        self.sampling = request.sampling
+        self.parser = parser
+        self.control = ThinkingControl(request.think_budget)
+        self.loops = LoopDetector() if request.detect_loops else None
+        self.stops = StopStrings(request.sampling.stop)
+        self.ends = frozenset() if request.sampling.ignore_eos else ends
+        self.stop_ids = frozenset(request.sampling.stop_token_ids)
+        room = limit - seq.prompt_length
+        wanted = request.sampling.max_tokens
+        self.max_tokens = room if wanted is None else min(wanted, room)
+        self.is_cut_by_context = wanted is None or wanted > room
+        self.finish_reason: FinishReason | None = None
+        self.details: dict[str, Any] = {}
+        self.forced_positions: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+        self._texts: dict[str, list[str]] = {"thinking": [], "answer": [], "tool_call": []}
+        self._tail = ""
+        self._new_ids: list[int] = []
+        self._new_logprobs: list[TokenLogprob] = []
+        self._submitted = submitted
+        self._first_token: float | None = None
+        self._last_token: float | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        return self.finish_reason is not None
+
+    def push(
+        self, token_id: int, logprob: TokenLogprob | None, *, is_forced: bool = False
+    ) -> list[Event]:
+        """Take the token that has just been appended to the sequence."""
+        self._note(token_id, logprob, is_forced)
+        if not is_forced and self._is_end(token_id):
+            return self._finish("stop")
+        events = self._show(self.parser.push(token_id))
+        if self.is_finished:
+            return events + self._finish("stop")
+        if self.seq.generated >= self.max_tokens:
+            if self.is_cut_by_context:
+                self.details["context_full"] = True
+            return events + self._finish("length")
+        if self._is_endless_answer(token_id, is_forced):
+            return events + self._finish("length")
+        return events
+
+    def reason_to_close(self) -> CloseReason | None:
+        """Why the thinking must be closed before anything else is sampled, if so."""
+        if self.is_finished or not self.parser.is_thinking:
+            return None
+        if "loop" in self.details and "budget_closed" not in self.details:
+            return "loop"
+        return self.control.reason_to_close(self.parser.thinking_tokens, self._tail)
+
+    @property
+    def is_mid_line(self) -> bool:
+        return bool(self._tail) and not self._tail.endswith("\n")
+
+    def closed(self, reason: CloseReason) -> None:
+        """The closing tokens have been pushed."""
+        self.details["budget_closed"] = {
+            "reason": reason,
+            "thinking_tokens": self.parser.thinking_tokens,
+        }
+        self.control.wants_answer = False
+        if self.loops is not None:
+            self.loops.forget()
+
+    def cancel(self) -> list[Event]:
+        return self._finish("cancelled")
+
+    def _note(self, token_id: int, logprob: TokenLogprob | None, is_forced: bool) -> None:
+        now = time.perf_counter()
+        if self._first_token is None:
+            self._first_token = now
+        self._last_token = now
+        if is_forced:
+            self.forced_positions.append(self.seq.generated - 1)
+        if self.sampling.logprobs is not None:
+            known = logprob or TokenLogprob(token_id, None)
+            self.logprobs.append(known)
+            self._new_logprobs.append(known)
+        self._new_ids.append(token_id)
+
+    def _is_end(self, token_id: int) -> bool:
+        if token_id in self.stop_ids:
+            self.details["stop_token_id"] = token_id
+            return True
+        return token_id in self.ends
+
+    def _is_endless_answer(self, token_id: int, is_forced: bool) -> bool:
+        if self.loops is None or is_forced:
+            return False
+        loop = self.loops.push(token_id)
+        if loop is None:
+            return False
+        where = "thinking" if self.parser.is_thinking else "answer"
+        self.details["loop"] = {"in": where, "period": loop.period, "repeats": loop.repeats}
+        return where == "answer"
+
+    def _show(self, pieces: list[Piece]) -> list[Event]:
+        events: list[Event] = []
+        for piece in pieces:
+            if piece.kind != "answer":
+                events += self._said("answer", self.stops.flush())
+                events += self._said(piece.kind, piece.text)
+                continue
+            text, matched = self.stops.push(piece.text)
+            events += self._said("answer", text)
+            if matched is not None:
+                self.details["stop_string"] = matched
+                self.finish_reason = "stop"
+                break
+        return events
+
+    def _said(self, kind: Any, text: str) -> list[Event]:
+        if not text:
+            return []
+        self._texts[kind].append(text)
+        if kind == "thinking":
+            self._tail = (self._tail + text)[-_TAIL:]
+        return [self._event(kind, text)]
+
+    def _event(self, kind: Any, text: str = "", output: Output | None = None) -> Event:
+        ids, logprobs = tuple(self._new_ids), tuple(self._new_logprobs)
+        self._new_ids, self._new_logprobs = [], []
+        return Event(self.seq.request_id, self.seq.index, kind, text, ids, logprobs, output)
+
+    def _finish(self, reason: FinishReason) -> list[Event]:
+        events: list[Event] = []
+        if "stop_string" not in self.details:
+            events += self._show(self.parser.finish())
+            events += self._said("answer", self.stops.flush())
+        if "stop_string" in self.details:
+            reason = "stop"
+        self.finish_reason = reason
+        return [*events, self._event("end", output=self._output(reason))]
+
+    def _output(self, reason: FinishReason) -> Output:
+        seq = self.seq
+        if seq.preemptions:
+            self.details["preemptions"] = seq.preemptions
+        return Output(
+            request_id=seq.request_id,
+            index=seq.index,
+            thinking="".join(self._texts["thinking"]),
+            text="".join(self._texts["answer"]),
+            tool_calls=self._texts["tool_call"],
+            token_ids=seq.token_ids[seq.prompt_length :],
+            forced_positions=self.forced_positions,
+            logprobs=self.logprobs if self.sampling.logprobs is not None else None,
+            finish_reason=reason,
+            finish_details=self.details,
+            usage=Usage(
+                prompt_tokens=seq.prompt_length,
+                cached_tokens=min(seq.cached_tokens or 0, seq.prompt_length),
+                reasoning_tokens=self.parser.thinking_tokens,
+                completion_tokens=seq.generated,
+            ),
+            timing=self._timing(),
+        )
+
+    def _timing(self) -> Timing:
+        total = time.perf_counter() - self._submitted
+        if self._first_token is None or self._last_token is None:
+            return Timing(ttft_s=None, tokens_per_s=None, total_s=total)
+        decoding = self._last_token - self._first_token
+        rate = (self.seq.generated - 1) / decoding if decoding > 0 else None
+        return Timing(self._first_token - self._submitted, rate, total)

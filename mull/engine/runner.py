@@ -1,0 +1,278 @@
+"""The engine in its own thread, and streams of events for callers, sync and async.
+
+Callers never touch the engine: they put commands into an inbox which the thread empties before each
+step, so submitting never waits for a step to finish.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from typing import Protocol
+
+from mull.engine.engine import Counters, Engine
+from mull.engine.request import Event, Output, Request
+from mull.errors import MullError, QueueFullError, RequestError
+
+Item = Event | MullError
+
+
+class _Consumer(Protocol):
+    def deliver(self, item: Item) -> None: ...
+
+
+class _Loop:
+    """What the thread works on; it must not refer to the EngineRunner, whose end stops it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.changed = threading.Condition()
+        self.inbox: deque[Callable[[], None]] = deque()
+        self.is_closing = False
+        # Requests submitted by callers which the engine has not seen yet.
+        self.arriving = 0
+        self.consumers: dict[int, _Consumer] = {}
+        self.unfinished: dict[int, int] = {}
+
+    def run(self) -> None:
+        try:
+            while self._wait():
+                try:
+                    self._empty_inbox()
+                    for event in self.engine.step():
+                        self._deliver(event)
+                except Exception as error:
+                    self._fail(error)
+        finally:
+            with self.changed:
+                self.is_closing = True
+            self._empty_inbox()
+            for event in self.engine.cancel_all():
+                self._deliver(event)
+
+    def put(self, command: Callable[[], None]) -> None:
+        with self.changed:
+            self.inbox.append(command)
+            self.changed.notify()
+
+    def submit(self, request: Request, consumer: _Consumer, started: Callable[[int], None]) -> None:
+        with self.changed:
+            self.arriving -= 1
+        try:
+            request_id = self.engine.submit(request)
+        except MullError as error:
+            consumer.deliver(error)
+            return
+        self.consumers[request_id] = consumer
+        self.unfinished[request_id] = request.sampling.n
+        started(request_id)
+
+    def _wait(self) -> bool:
+        with self.changed:
+            while not (self.inbox or self.is_closing or self.engine.has_work):
+                self.changed.wait()
+            return not self.is_closing
+
+    def _empty_inbox(self) -> None:
+        while self.inbox:
+            self.inbox.popleft()()
+
+    def _deliver(self, event: Event) -> None:
+        consumer = self.consumers.get(event.request_id)
+        if event.kind == "end":
+            self.unfinished[event.request_id] -= 1
+            if self.unfinished[event.request_id] == 0:
+                del self.unfinished[event.request_id], self.consumers[event.request_id]
+        if consumer is not None:
+            consumer.deliver(event)
+
+    def _fail(self, error: Exception) -> None:
+        """Tell every waiting caller, give all blocks back, and stay ready for the next request."""
+        failure = MullError(
+            f"generation failed in the engine ({type(error).__name__}: {error}); "
+            "the request can be sent again"
+        )
+        failure.__cause__ = error
+        consumers, self.consumers, self.unfinished = list(self.consumers.values()), {}, {}
+        try:
+            self.engine.cancel_all()
+        finally:
+            for consumer in consumers:
+                consumer.deliver(failure)
+
+
+class EngineRunner:
+    """Owns an engine and the thread that steps it. Close it, or use it in a `with` statement."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._loop = _Loop(engine)
+        self._thread = threading.Thread(target=self._loop.run, name="mull-engine", daemon=True)
+        self._finalizer = weakref.finalize(self, _shut_down, self._loop, self._thread)
+        self._thread.start()
+
+    @property
+    def counters(self) -> Counters:
+        return self._loop.engine.counters
+
+    def submit(self, request: Request) -> RequestStream:
+        """Raises RequestError or QueueFullError at once; everything else comes in the stream."""
+        stream = RequestStream(self._loop, request.sampling.n)
+        self._submit(request, stream)
+        return stream
+
+    def submit_async(self, request: Request) -> AsyncRequestStream:
+        """As `submit`, to be called and iterated within a running asyncio loop."""
+        stream = AsyncRequestStream(self._loop, request.sampling.n)
+        self._submit(request, stream)
+        return stream
+
+    def run(self, requests: Iterable[Request]) -> list[list[Output]]:
+        """All samples of every request, in order; feeds the queue as fast as it drains."""
+        results: list[list[Output]] = []
+        streams: deque[RequestStream] = deque()
+        try:
+            for request in requests:
+                while True:
+                    try:
+                        streams.append(self.submit(request))
+                        break
+                    except QueueFullError:
+                        if not streams:
+                            raise
+                        results.append(streams.popleft().result())
+            while streams:
+                results.append(streams.popleft().result())
+        finally:
+            for stream in streams:
+                stream.cancel()
+        return results
+
+    def close(self) -> None:
+        """Finish the step under way, cancel what is left, and end the thread."""
+        self._finalizer()
+
+    def __enter__(self) -> EngineRunner:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _submit(self, request: Request, stream: _Stream) -> None:
+        loop = self._loop
+        loop.engine.check(request)
+        with loop.changed:
+            if loop.is_closing:
+                raise RequestError("the engine is closed; load the model again")
+            waiting = loop.arriving + len(loop.engine.scheduler.waiting)
+            if waiting >= loop.engine.scheduler.max_queue:
+                raise QueueFullError(
+                    f"the queue is full ({waiting} requests are waiting): try again later"
+                )
+            loop.arriving += 1
+            loop.inbox.append(lambda: loop.submit(request, stream, stream.started))
+            loop.changed.notify()
+
+
+class _Stream:
+    """What a request's two kinds of stream share: its id, once it has one, and its end."""
+
+    def __init__(self, loop: _Loop, samples: int) -> None:
+        self._loop = loop
+        self._unfinished = samples
+        self._request_id: int | None = None
+        self.outputs: dict[int, Output] = {}
+
+    def started(self, request_id: int) -> None:
+        self._request_id = request_id
+
+    @property
+    def is_finished(self) -> bool:
+        return self._unfinished == 0
+
+    def cancel(self) -> None:
+        """Give up the request: its blocks are free before the next step. Harmless when finished."""
+        if not self.is_finished:
+            self._command(self._loop.engine.cancel)
+
+    def answer_now(self) -> None:
+        """Close the thinking and go on to the answer."""
+        self._command(self._loop.engine.answer_now)
+
+    def _command(self, act: Callable[[int], bool]) -> None:
+        def run() -> None:
+            # Commands run in order, so the submission before this one has set the id or failed.
+            if self._request_id is not None:
+                act(self._request_id)
+
+        self._loop.put(run)
+
+    def _taken(self, item: Item) -> Event:
+        if isinstance(item, MullError):
+            self._unfinished = 0
+            raise item
+        if item.output is not None:
+            self.outputs[item.index] = item.output
+            self._unfinished -= 1
+        return item
+
+
+class RequestStream(_Stream):
+    """Iterate for events; who stops iterating before the end cancels the request."""
+
+    def __init__(self, loop: _Loop, samples: int) -> None:
+        super().__init__(loop, samples)
+        self._items: queue.SimpleQueue[Item] = queue.SimpleQueue()
+
+    def deliver(self, item: Item) -> None:
+        self._items.put(item)
+
+    def __iter__(self) -> Iterator[Event]:
+        try:
+            while not self.is_finished:
+                yield self._taken(self._items.get())
+        finally:
+            self.cancel()
+
+    def result(self) -> list[Output]:
+        """Wait for the end of all samples; in order of index."""
+        for _ in self:
+            pass
+        return [self.outputs[index] for index in sorted(self.outputs)]
+
+
+class AsyncRequestStream(_Stream):
+    """The same for `async for`, within the asyncio loop in which it was made."""
+
+    def __init__(self, loop: _Loop, samples: int) -> None:
+        super().__init__(loop, samples)
+        self._asyncio = asyncio.get_running_loop()
+        self._items: asyncio.Queue[Item] = asyncio.Queue()
+
+    def deliver(self, item: Item) -> None:
+        # The caller's loop may be gone already; nobody is left to tell then.
+        if not self._asyncio.is_closed():
+            self._asyncio.call_soon_threadsafe(self._items.put_nowait, item)
+
+    async def __aiter__(self) -> AsyncIterator[Event]:
+        try:
+            while not self.is_finished:
+                yield self._taken(await self._items.get())
+        finally:
+            self.cancel()
+
+    async def result(self) -> list[Output]:
+        async for _ in self:
+            pass
+        return [self.outputs[index] for index in sorted(self.outputs)]
+
+
+def _shut_down(loop: _Loop, thread: threading.Thread) -> None:
+    with loop.changed:
+        loop.is_closing = True
+        loop.changed.notify()
+    if thread is not threading.current_thread():
+        thread.join()
