@@ -9,7 +9,7 @@ import io
 import os
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -68,13 +68,14 @@ def run(arguments: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        code = app(list(arguments) if arguments is not None else None, standalone_mode=False)
+        words = sys.argv[1:] if arguments is None else list(arguments)
+        code = app(words, prog_name="mull", standalone_mode=False)
         sys.stdout.flush()
         return int(code or 0)
     except KeyboardInterrupt:
         return 130
     except UsageError as error:
-        return _complain(str(getattr(error, "format_message", error.__str__)()), code=2)
+        return _complain(_usage_message(error), code=2)
     except MullError as error:
         return _complain(str(error), code=2)
     except BrokenPipeError:
@@ -85,6 +86,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _complain(str(error) or "out of memory", code=1)
     except (typer.Abort, EOFError):
         return _complain("stopped: no answer to the question asked", code=1)
+
+
+def _usage_message(error: Any) -> str:
+    """What typer says, in our form: what, where, how to mend."""
+    command = error.ctx.command_path if error.ctx is not None else "mull"
+    what = error.format_message().rstrip(".")
+    return f"{what[:1].lower()}{what[1:]}: see `{command} --help`"
 
 
 def _complain(message: str, *, code: int) -> int:

@@ -16,6 +16,7 @@ from mull.cli.options import (
     ModelOption,
     PrecisionOption,
     ThreadsOption,
+    check_sampling,
     load,
 )
 from mull.cli.streaming import answer_json, show_answer, tell_how_it_ended
@@ -54,7 +55,10 @@ def ask(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer one question and exit. The answer goes to stdout, the thinking to stderr."""
+    """Answer one question and exit.
+
+    The answer goes to stdout; the thinking, dimmed, to stderr when that is a terminal.
+    """
     prompt = _prompt(question or ["-"])
     sampling: dict[str, Any] = {
         "max_tokens": max_tokens,
@@ -62,9 +66,9 @@ def ask(
         "top_p": top_p,
         "seed": seed,
         "think_budget": think_budget,
-        "thinking": "off" if no_think else "auto",
-        "system": system,
     }
+    check_sampling(**sampling)
+    sampling |= {"thinking": "off" if no_think else "auto", "system": system}
     llm = load(model, LoadOptions(precision, device, threads, context))
     try:
         if as_json:

@@ -36,7 +36,11 @@ def bench(
     ] = 3,
     as_json: JsonOption = False,
 ) -> None:
-    """Measure tokens/s through the real engine, beside the machine's peaks of the same minute."""
+    """Measure prefill and decode speed.
+
+    Tokens/s by batch size through the real engine (scheduler, sampler, paged cache), medians of
+    several rounds, beside the peaks of this machine measured in the same minute.
+    """
     llm = load(model, LoadOptions(precision, device, threads))
     try:
         from mull.cli.peaks import measure_peaks

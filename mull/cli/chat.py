@@ -17,6 +17,7 @@ from mull.cli.options import (
     ModelOption,
     PrecisionOption,
     ThreadsOption,
+    check_sampling,
     load,
 )
 from mull.cli.reader import piped_lines, terminal_lines
@@ -52,7 +53,10 @@ def chat(
         str | None, typer.Option(metavar="TEXT", help="Instruction before the conversation.")
     ] = None,
 ) -> int:
-    """Talk with a model. With no terminal on stdin, answer each line of it and exit."""
+    """Talk with a model.
+
+    With no terminal on stdin, answers each line of it and exits.
+    """
     options = LoadOptions(precision, device, threads, context)
     sampling: dict[str, Any] = {
         "max_tokens": max_tokens,
@@ -60,6 +64,7 @@ def chat(
         "top_p": top_p,
         "seed": seed,
     }
+    check_sampling(think_budget=think_budget, **sampling)
     conversation = Conversation(
         load(model, options),
         sampling=sampling,

@@ -73,7 +73,7 @@ class Conversation:
         events = self.llm.stream(
             prompt,
             system=self.system,
-            thinking=self.thinking,  # type: ignore[arg-type]  # set by /think to one of the three
+            thinking=self.thinking,
             think_budget=self.think_budget,
             **self.sampling,
         )

@@ -24,7 +24,11 @@ class Problem:
 
 
 def doctor(threads: ThreadsOption = None, as_json: JsonOption = False) -> int:
-    """Show hardware, kernels in use and measured peaks; name problems and their mend."""
+    """Examine this machine and name problems.
+
+    Hardware, kernels in use, measured peaks, the model store; every problem with its mend. Exits
+    with 1 when one of them keeps mull from working.
+    """
     report = examine(threads)
     problems = list(find_problems(report))
     if as_json:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def models(as_json: JsonOption = False) -> None:
-    """List the models on this machine, then the short names that `mull pull` knows."""
+    """List the models here and those to pull."""
     from mull import weights
 
     pulled = weights.list_models()
@@ -28,7 +28,7 @@ def models(as_json: JsonOption = False) -> None:
         [
             (
                 row["name"],
-                "pulled" if row["is_pulled"] else "mull pull",
+                "pulled" if row["is_pulled"] else "not pulled",
                 in_gb(row["bytes"]),
                 row["format"],
                 row["licence"] or "not stated",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -70,9 +70,17 @@ def load(model: str, options: LoadOptions) -> LLM:
         )
 
 
+def check_sampling(*, think_budget: int | None, **sampling: Any) -> None:
+    """Refuse bad sampling values before the model is pulled or loaded. Raises RequestError."""
+    from mull.engine.request import Request, SamplingParams
+
+    given = {name: value for name, value in sampling.items() if value is not None}
+    Request([0], SamplingParams(**given), think_budget=think_budget)
+
+
 def pull_if_absent(model: str) -> None:
     from mull import weights
 
-    if not (weights.models_home() / model).exists():
+    if all(files.name != model for files in weights.list_models()):
         with progress_bar(f"Pulling {model}", in_bytes=True) as progress:
             weights.pull(model, progress=progress)

@@ -15,11 +15,15 @@ def pull(
         str,
         typer.Argument(
             metavar="NAME",
-            help="A short name, OWNER/NAME of a hub, or a file or folder to copy in.",
+            help="A name from `mull models`, OWNER/NAME of a hub, or a path to copy in.",
         ),
     ],
 ) -> None:
-    """Get a model: checks what it needs first, resumes, and keeps the SHA-256 of every file."""
+    """Get a model into the store.
+
+    Says first whether it fits, goes on where a broken download stopped, and keeps the SHA-256 of
+    every file: a file that changes later is refused.
+    """
     from mull import weights
 
     with progress_bar(f"Pulling {name}", in_bytes=True) as progress:

@@ -52,7 +52,7 @@ class Work:
 
     def _weights_used(self, tokens: int) -> float:
         total, active = self.config.parameter_count()
-        used = self._body_active + self._head
+        used = float(self._body_active + self._head)
         if self.config.is_moe:
             # Experts hit by `tokens` tokens that choose independently and evenly.
             share = self.config.num_experts_per_tok / self.config.n_routed_experts
