@@ -106,25 +106,29 @@ class Experts(nn.Module):
 
     def forward(self, x_TD: Tensor, weights_TS: Tensor, experts_TS: Tensor) -> Tensor:
         """Weighted sum of each token's chosen experts, [T, D]."""
+        if not x_TD.shape[0]:
+            return torch.zeros_like(x_TD)
         order_S = experts_TS.flatten().argsort(stable=True)
         tokens_S = order_S // experts_TS.shape[1]
         # The one host synchronisation of a layer: how many rows each expert gets.
         counts = torch.bincount(experts_TS.flatten(), minlength=self.down_proj.shape[0]).tolist()
         active = [(expert, count) for expert, count in enumerate(counts) if count]
         rows = x_TD[tokens_S].split([count for _, count in active])
+        # Indexing has a whole stack of zeros per expert as its gradient, unbind one stack in all.
+        gate_up, down = self.gate_up_proj.unbind(), self.down_proj.unbind()
         outs = [
-            self.one_expert(part_SD, expert)
+            _gated_mlp(part_SD, gate_up[expert], down[expert])
             for (expert, _), part_SD in zip(active, rows, strict=True)
         ]
-        weights_S1 = weights_TS.flatten()[order_S, None]
-        out_SD = torch.cat(outs) * weights_S1
-        # Summed in float32 like a fused kernel would: up to 8 bfloat16 terms meet here.
+        out_SD = torch.cat(outs) * weights_TS.flatten()[order_S, None]
+        # float32, as the weights are: up to eight bfloat16 terms meet in one sum.
         out_TD = torch.zeros(x_TD.shape, dtype=out_SD.dtype, device=x_TD.device)
         return out_TD.index_add(0, tokens_S, out_SD).to(x_TD.dtype)
 
-    def one_expert(self, x_SD: Tensor, expert: int) -> Tensor:
-        gate_SF, up_SF = F.linear(x_SD, self.gate_up_proj[expert]).chunk(2, dim=-1)
-        return F.linear(F.silu(gate_SF) * up_SF, self.down_proj[expert])
+
+def _gated_mlp(x_SD: Tensor, gate_up_2FD: Tensor, down_DF: Tensor) -> Tensor:
+    gate_SF, up_SF = F.linear(x_SD, gate_up_2FD).chunk(2, dim=-1)
+    return F.linear(F.silu(gate_SF) * up_SF, down_DF)
 
 
 class MixtureOfExperts(nn.Module):
