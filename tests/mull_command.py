@@ -6,6 +6,7 @@ import os
 import pty
 import re
 import select
+import shutil
 import subprocess
 import sys
 import time
@@ -30,6 +31,20 @@ def run_mull(
         cwd=cwd,
         check=False,
     )
+
+
+def make_store(gguf: Path, home: Path) -> Path:
+    """Turn `home` into a MULL_HOME of its own that holds the model (hard links: no copy)."""
+
+    def link(source: str, target: str) -> str:
+        try:
+            os.link(source, target)
+        except OSError:  # another file system
+            shutil.copy2(source, target)
+        return target
+
+    shutil.copytree(gguf.parent, home / "models" / gguf.parent.name, copy_function=link)
+    return home
 
 
 class Terminal:

@@ -77,7 +77,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
     except UsageError as error:
         return _complain(_usage_message(error), code=2)
     except MullError as error:
-        return _complain(str(error), code=2)
+        # The rooms' own classes speak of what they were given; the bare one of work that failed.
+        return _complain(str(error), code=1 if type(error) is MullError else 2)
     except BrokenPipeError:
         # The reader left (`mull models | head -1`); keep Python's exit from saying so.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,0 +1,102 @@
+"""`mull chat`: on a pipe, and at a real (pseudo-)terminal."""
+
+import json
+from pathlib import Path
+
+from mull_command import Terminal, make_store, run_mull
+
+
+def test_piped_lines_are_answered_in_one_conversation_and_the_exit_code_is_0(
+    smollm2_gguf: Path,
+) -> None:
+    done = run_mull(
+        "chat",
+        "--temperature",
+        "0",
+        "--max-tokens",
+        "24",
+        stdin="What is the capital of France?\n\nWhat was my question?\n",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("The capital of France is Paris")
+    assert done.stdout.count("\n") >= 2
+    assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_a_line_that_does_not_fit_is_refused_and_the_others_are_answered(
+    smollm2_gguf: Path, tmp_path: Path
+) -> None:
+    lines = [
+        "word " * 300,
+        "/save chat.json",
+        "What is the capital of France?",
+        "/save chat.md",
+        "/nope",
+    ]
+    done = run_mull(
+        "chat",
+        *("--context", "200", "--temperature", "0", "--max-tokens", "24"),
+        stdin="\n".join(lines) + "\n",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 2
+    errors = [line for line in done.stderr.splitlines() if line.startswith("mull: ")]
+    assert len(errors) == 2
+    assert "fit" in errors[0]
+    assert "/nope" in errors[1]
+    assert "Paris" in done.stdout
+    # The refused question left no trace in the conversation.
+    assert json.loads((tmp_path / "chat.json").read_text())["messages"] == []
+    saved = (tmp_path / "chat.md").read_text()
+    assert "## You" in saved
+    assert "Paris" in saved
+    assert "word word" not in saved
+
+
+def test_a_chat_at_a_terminal(smollm2_gguf: Path, tmp_path: Path) -> None:
+    home = make_store(smollm2_gguf, tmp_path / "home")
+    chat = Terminal(["chat", "--temperature", "0"], env={"MULL_HOME": str(home)})
+    chat.wait_for("/help for help")
+    chat.wait_for(">>> ")
+
+    chat.send("/help\r")
+    assert "/think on|off|auto|N" in chat.wait_for("Ctrl-D")
+    chat.send("/think 128\r")
+    chat.wait_for("at most 128 tokens")
+    chat.send("/thnk\r")
+    chat.wait_for("did you mean /think?")
+
+    chat.send("What is the capital\\\rof France?\r")
+    chat.wait_for("Paris")
+    chat.wait_for("tokens/s · context ")
+
+    chat.send("Write a story of a thousand words about the sea.\r")
+    chat.wait_for("sea.")  # the question itself, as typed
+    chat.wait_for("sea")  # the answer is under way
+    chat.send("\x03")
+    chat.wait_for("(stopped)")
+    chat.send("What is the capital of France?\r")
+    chat.wait_for("tokens/s")
+
+    chat.send("/retry\r")
+    chat.wait_for("tokens/s")
+    saved = tmp_path / "chat.json"
+    chat.send(f"/save {saved}\r")
+    chat.wait_for("saved ")
+    chat.send(f"/save {saved}\r")
+    chat.wait_for("exists already")
+    chat.send("/clear\r")
+    chat.wait_for("cleared")
+    chat.send("unfinished\x03")
+    chat.wait_for("Ctrl-D or /quit leaves")
+    chat.send("\x04")
+    assert chat.exit_code() == 0
+
+    messages = json.loads(saved.read_text())["messages"]
+    assert [message["role"] for message in messages] == ["user", "assistant"] * 3
+    assert messages[0]["content"] == "What is the capital\nof France?"
+    assert "sea" in messages[3]["content"]  # the stopped answer is kept as far as it came
+    history = home / "chat_history"
+    assert "thousand words" in history.read_text()
+    assert history.stat().st_mode & 0o077 == 0
+    assert "Traceback" not in chat.raw
