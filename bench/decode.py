@@ -33,6 +33,7 @@ class Mull:
 
     def __init__(self, model: str, precision: str, threads: int) -> None:
         self._llm = mull.load(model, precision=precision, threads=threads)
+        self._llm.close()  # ends the thread that steps the engine: the bench steps it itself
         self.name = f"mull {mull.__version__} {self._llm.precision}"
 
     def prefill(self, tokens: int, seed: int) -> float:

@@ -13,9 +13,16 @@ from mull.cli.options import (
     DeviceOption,
     JsonOption,
     LoadOptions,
+    MaxTokensOption,
     ModelOption,
+    NoThinkOption,
     PrecisionOption,
+    SeedOption,
+    SystemOption,
+    TemperatureOption,
+    ThinkBudgetOption,
     ThreadsOption,
+    TopPOption,
     check_sampling,
     load,
 )
@@ -34,25 +41,13 @@ def ask(
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     context: ContextOption = None,
-    no_think: Annotated[bool, typer.Option("--no-think", help="Answer without thinking.")] = False,
-    think_budget: Annotated[
-        int | None, typer.Option(metavar="N", help="At most N tokens of thinking.")
-    ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="At most N tokens, thinking included.")
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(metavar="T", help="0 always takes the likeliest token.")
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option(metavar="P", help="Sample from the likeliest share P.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(metavar="S", help="The same seed gives the same answer.")
-    ] = None,
-    system: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Instruction put before the question.")
-    ] = None,
+    no_think: NoThinkOption = False,
+    think_budget: ThinkBudgetOption = None,
+    max_tokens: MaxTokensOption = None,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    seed: SeedOption = None,
+    system: SystemOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer one question and exit.

@@ -42,14 +42,13 @@ def bench(
     several rounds, beside the peaks of this machine measured in the same minute.
     """
     llm = load(model, LoadOptions(precision, device, threads))
-    try:
-        from mull.cli.peaks import measure_peaks
+    llm.close()  # ends the thread that steps the engine: the bench steps it itself
 
-        peaks = measure_peaks()
-        note(f"{llm.name} · {llm.precision} · this machine: {peaks.in_words()}")
-        results = list(run_bench(llm, rounds))
-    finally:
-        llm.close()
+    from mull.cli.peaks import measure_peaks
+
+    peaks = measure_peaks()
+    note(f"{llm.name} · {llm.precision} · this machine: {peaks.in_words()}")
+    results = list(run_bench(llm, rounds))
     if as_json:
         print_json(results)
         return

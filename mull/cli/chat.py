@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from mull.cli.conversation import Conversation
 from mull.cli.options import (
@@ -14,9 +12,16 @@ from mull.cli.options import (
     ContextOption,
     DeviceOption,
     LoadOptions,
+    MaxTokensOption,
     ModelOption,
+    NoThinkOption,
     PrecisionOption,
+    SeedOption,
+    SystemOption,
+    TemperatureOption,
+    ThinkBudgetOption,
     ThreadsOption,
+    TopPOption,
     check_sampling,
     load,
 )
@@ -33,25 +38,13 @@ def chat(
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     context: ContextOption = None,
-    no_think: Annotated[bool, typer.Option("--no-think", help="Answer without thinking.")] = False,
-    think_budget: Annotated[
-        int | None, typer.Option(metavar="N", help="At most N tokens of thinking per answer.")
-    ] = None,
-    max_tokens: Annotated[
-        int | None, typer.Option(metavar="N", help="At most N tokens per answer.")
-    ] = None,
-    temperature: Annotated[
-        float | None, typer.Option(metavar="T", help="0 always takes the likeliest token.")
-    ] = None,
-    top_p: Annotated[
-        float | None, typer.Option(metavar="P", help="Sample from the likeliest share P.")
-    ] = None,
-    seed: Annotated[
-        int | None, typer.Option(metavar="S", help="The same seed gives the same answers.")
-    ] = None,
-    system: Annotated[
-        str | None, typer.Option(metavar="TEXT", help="Instruction before the conversation.")
-    ] = None,
+    no_think: NoThinkOption = False,
+    think_budget: ThinkBudgetOption = None,
+    max_tokens: MaxTokensOption = None,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    seed: SeedOption = None,
+    system: SystemOption = None,
 ) -> int:
     """Talk with a model.
 

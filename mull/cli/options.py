@@ -30,7 +30,7 @@ ModelOption = Annotated[
 ]
 PrecisionOption = Annotated[
     str,
-    typer.Option(metavar="P", help="auto, fp32, bf16, q8 or q4: how the weights lie in memory."),
+    typer.Option(metavar="P", help="auto, fp32 or bf16: how the weights lie in memory."),
 ]
 DeviceOption = Annotated[str, typer.Option(metavar="D", help="auto, cpu or cuda.")]
 ThreadsOption = Annotated[
@@ -38,6 +38,25 @@ ThreadsOption = Annotated[
 ]
 ContextOption = Annotated[
     int | None, typer.Option(metavar="N", help="Tokens of context to make room for.")
+]
+NoThinkOption = Annotated[bool, typer.Option("--no-think", help="Answer without thinking.")]
+ThinkBudgetOption = Annotated[
+    int | None, typer.Option(metavar="N", help="At most N tokens of thinking per answer.")
+]
+MaxTokensOption = Annotated[
+    int | None, typer.Option(metavar="N", help="At most N tokens per answer, thinking included.")
+]
+TemperatureOption = Annotated[
+    float | None, typer.Option(metavar="T", help="0 always takes the likeliest token.")
+]
+TopPOption = Annotated[
+    float | None, typer.Option(metavar="P", help="Sample from the likeliest share P.")
+]
+SeedOption = Annotated[
+    int | None, typer.Option(metavar="S", help="The same seed gives the same answer.")
+]
+SystemOption = Annotated[
+    str | None, typer.Option(metavar="TEXT", help="An instruction before the conversation.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else on stdout.")]
 

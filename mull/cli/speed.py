@@ -116,5 +116,5 @@ def check_room(context: int, tokens: int) -> None:
     if context < tokens:
         raise RequestError(
             f"the bench needs a context of {tokens} tokens and the model has {context}: "
-            "give --context, or another model"
+            "choose another model"
         )
