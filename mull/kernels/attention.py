@@ -6,14 +6,40 @@ H query heads · G key heads · d, e head width · c latent width`.
 
 from __future__ import annotations
 
+import ctypes
+
+import torch
 from torch import Tensor
 
-from mull.kernels import reference
+from mull.errors import KernelError
+from mull.kernels import library, reference
 
 
 def write_cache(cache_NS: Tensor, values_T: Tensor, slots_T: Tensor) -> None:
     """Store row t of `values_T` at slot `slots_T[t]` = block * S + offset, in the cache's dtype."""
-    reference.write_cache(cache_NS, values_T, slots_T)
+    lib = _native_for(cache_NS)
+    if lib is None:
+        reference.write_cache(cache_NS, values_T, slots_T)
+        return
+    if cache_NS.shape[2:] != values_T.shape[1:] or len(slots_T) != len(values_T):
+        raise KernelError(
+            f"rows of shape {list(values_T.shape)} at {len(slots_T)} slots do not fit "
+            f"a cache of {list(cache_NS.shape)}"
+        )
+    values_T = _float32(values_T)
+    slots_T = _int32(slots_T)
+    slots = cache_NS.shape[0] * cache_NS.shape[1]
+    library.check(
+        lib.mull_write_cache(
+            cache_NS.data_ptr(),
+            library.KINDS[cache_NS.dtype],
+            slots,
+            cache_NS.numel() // max(slots, 1),
+            values_T.data_ptr(),
+            slots_T.data_ptr(),
+            len(slots_T),
+        )
+    )
 
 
 def paged_attention(
@@ -29,9 +55,43 @@ def paged_attention(
 
     block_table_BM, query_starts_B1 (length B+1), context_B (including the new tokens): int32.
     """
-    return reference.paged_attention(
-        q_THd, key_NSGd, value_NSGe, block_table_BM, query_starts_B1, context_B, scale
+    lib = _native_for(key_NSGd, value_NSGe)
+    if lib is None:
+        return reference.paged_attention(
+            q_THd, key_NSGd, value_NSGe, block_table_BM, query_starts_B1, context_B, scale
+        )
+    tokens, heads, key_dim = q_THd.shape
+    kv_heads, value_dim = value_NSGe.shape[2:]
+    if key_NSGd.shape[2:] != (kv_heads, key_dim) or heads % kv_heads:
+        raise KernelError(
+            f"queries {list(q_THd.shape)} do not fit keys {list(key_NSGd.shape)} "
+            f"and values {list(value_NSGe.shape)}"
+        )
+    dtype = q_THd.dtype
+    q_THd, tables = _float32(q_THd), _tables(block_table_BM, query_starts_B1, context_B)
+    out_THe = torch.empty(tokens, heads, value_dim)
+    attention = library.Attention(
+        q=q_THd.data_ptr(),
+        key=key_NSGd.data_ptr(),
+        value=value_NSGe.data_ptr(),
+        out=out_THe.data_ptr(),
+        paging=paging(*tables, cache_NS=key_NSGd),
+        rows=tokens,
+        q_stride=heads * key_dim,
+        out_stride=heads * value_dim,
+        heads=heads,
+        kv_heads=kv_heads,
+        key_dim=key_dim,
+        value_dim=value_dim,
+        key_token_stride=kv_heads * key_dim,
+        key_head_stride=key_dim,
+        value_token_stride=kv_heads * value_dim,
+        value_head_stride=value_dim,
+        scale=scale,
+        cache_kind=library.KINDS[key_NSGd.dtype],
     )
+    library.check(lib.mull_attention(ctypes.byref(attention), library.threads()))
+    return out_THe.to(dtype)
 
 
 def paged_latent_attention(
@@ -44,6 +104,72 @@ def paged_latent_attention(
     value_dim: int,
 ) -> Tensor:
     """Multi-query attention over the cached MLA latent -> [T, H, value_dim], causal."""
-    return reference.paged_latent_attention(
-        q_THc, latent_NSc, block_table_BM, query_starts_B1, context_B, scale, value_dim
+    lib = _native_for(latent_NSc)
+    if lib is None:
+        return reference.paged_latent_attention(
+            q_THc, latent_NSc, block_table_BM, query_starts_B1, context_B, scale, value_dim
+        )
+    tokens, heads, width = q_THc.shape
+    if latent_NSc.shape[2] != width or value_dim > width:
+        raise KernelError(
+            f"queries {list(q_THc.shape)} with values of {value_dim} do not fit "
+            f"latents {list(latent_NSc.shape)}"
+        )
+    dtype = q_THc.dtype
+    q_THc, tables = _float32(q_THc), _tables(block_table_BM, query_starts_B1, context_B)
+    out_THv = torch.empty(tokens, heads, value_dim)
+    attention = library.Attention(
+        q=q_THc.data_ptr(),
+        key=latent_NSc.data_ptr(),
+        value=latent_NSc.data_ptr(),
+        out=out_THv.data_ptr(),
+        paging=paging(*tables, cache_NS=latent_NSc),
+        rows=tokens,
+        q_stride=heads * width,
+        out_stride=heads * value_dim,
+        heads=heads,
+        kv_heads=1,
+        key_dim=width,
+        value_dim=value_dim,
+        key_token_stride=width,
+        value_token_stride=width,
+        scale=scale,
+        cache_kind=library.KINDS[latent_NSc.dtype],
     )
+    library.check(lib.mull_attention(ctypes.byref(attention), library.threads()))
+    return out_THv.to(dtype)
+
+
+def paging(
+    block_table_BM: Tensor, query_starts_B1: Tensor, context_B: Tensor, *, cache_NS: Tensor
+) -> library.Paging:
+    """The tables as native code reads them: int32, contiguous, alive as long as they are used."""
+    return library.Paging(
+        block_table=block_table_BM.data_ptr(),
+        query_starts=query_starts_B1.data_ptr(),
+        context=context_B.data_ptr(),
+        sequences=len(context_B),
+        blocks_per_sequence=block_table_BM.shape[1],
+        num_blocks=cache_NS.shape[0],
+        block_size=cache_NS.shape[1],
+    )
+
+
+def _native_for(*caches: Tensor) -> ctypes.CDLL | None:
+    lib = library.library()
+    if lib is None or not all(cache.dtype in library.KINDS for cache in caches):
+        return None
+    usable = all(cache.device.type == "cpu" and cache.is_contiguous() for cache in caches)
+    return lib if usable else None
+
+
+def _tables(table: Tensor, starts: Tensor, context: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return _int32(table), _int32(starts), _int32(context)
+
+
+def _int32(x: Tensor) -> Tensor:
+    return x.to(torch.int32).contiguous()
+
+
+def _float32(x: Tensor) -> Tensor:
+    return x.detach().to(torch.float32).contiguous()

@@ -1,0 +1,176 @@
+"""All decoder layers of a grouped-query, dense model as one module that runs in native code.
+
+Takes the place of `model.layers`: one call computes every layer and the final norm on the paged
+cache. With any other Sequences it computes the halves of each layer natively and leaves the
+attention between them to `seqs.attend`.
+`T new tokens (packed) · H query heads · G key heads · d head width · D model`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor, nn
+
+from mull.engine.paged import PagedSequences
+from mull.errors import KernelError
+from mull.kernels import PackedLinear, library
+from mull.kernels.attention import paging
+from mull.model.attention import Attention
+from mull.model.config import ModelConfig
+from mull.model.decoder import DecoderLayer
+from mull.model.layers import GatedMLP, RMSNorm
+from mull.model.sequences import Sequences
+
+
+class FusedLayer(nn.Module):
+    """One decoder layer's packed weights. Takes the originals apart: each tensor is dropped as soon
+    as its packed copy exists."""
+
+    def __init__(self, layer: DecoderLayer, dtype: torch.dtype) -> None:
+        super().__init__()
+        attention, mlp = layer.self_attn, layer.mlp
+        assert isinstance(attention, Attention)
+        assert isinstance(mlp, GatedMLP)
+        self.input_norm = _norm(layer.input_layernorm)
+        self.post_norm = _norm(layer.post_attention_layernorm)
+        self.q_norm = _norm(attention.q_norm)
+        self.k_norm = _norm(attention.k_norm)
+        qkv = [_take(attention, name) for name in ("q_proj", "k_proj", "v_proj")]
+        self.qkv = _packed_together(qkv, dtype)
+        self.out = PackedLinear.from_linear(_take(attention, "o_proj"), dtype)
+        self.gate = PackedLinear.from_linear(_take(mlp, "gate_proj"), dtype)
+        self.up = PackedLinear.from_linear(_take(mlp, "up_proj"), dtype)
+        self.down = PackedLinear.from_linear(_take(mlp, "down_proj"), dtype)
+
+    def native(self) -> library.Layer:
+        return library.Layer(
+            input_norm=_address(self.input_norm),
+            post_norm=_address(self.post_norm),
+            q_norm=_address(self.q_norm),
+            k_norm=_address(self.k_norm),
+            qkv=self.qkv.native,
+            out=self.out.native,
+            gate=self.gate.native,
+            up=self.up.native,
+            down=self.down.native,
+        )
+
+
+class FusedLayers(nn.Module):
+    """Every layer and the final norm; called like one DecoderLayer. The residual is float32."""
+
+    def __init__(self, config: ModelConfig, layers: list[FusedLayer], norm: RMSNorm) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(layers)
+        self.final_norm = _norm(norm)
+        self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = config.head_dim
+        self.scale = config.head_dim**-0.5
+        self._layers = (library.Layer * len(layers))(*(layer.native() for layer in layers))
+        self._stack = library.Stack(
+            layers=self._layers,
+            final_norm=_address(self.final_norm),
+            num_layers=len(layers),
+            hidden=config.hidden_size,
+            heads=self.heads,
+            kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            eps=config.rms_norm_eps,
+            scale=self.scale,
+        )
+
+    def forward(self, x_TD: Tensor, seqs: Sequences, rope: tuple[Tensor, Tensor]) -> Tensor:
+        x_TD = x_TD.detach().to(torch.float32, copy=True).contiguous()
+        cos, sin = (part.float().contiguous() for part in rope)
+        step = library.Step(cos=cos.data_ptr(), sin=sin.data_ptr(), rows=len(x_TD))
+        if isinstance(seqs, PagedSequences):
+            self._run(x_TD, seqs, step)
+        else:
+            self._run_around(x_TD, seqs, step)
+        return x_TD
+
+    def _run(self, x_TD: Tensor, seqs: PagedSequences, step: library.Step) -> None:
+        """x_TD in place; keys and values of the new tokens go to the cache."""
+        cache = seqs.cache
+        if cache.dtype not in library.KINDS:
+            raise KernelError(f"the native cache is float32 or bfloat16, not {cache.dtype}")
+        pointers = ctypes.c_void_p * len(cache.keys)
+        keys = pointers(*(key.data_ptr() for key in cache.keys))
+        values = pointers(*(value.data_ptr() for value in cache.values))
+        tables = (seqs.block_table_BM, seqs.query_starts_B1, seqs.context_B)
+        step.slots = seqs.slots_T.data_ptr()
+        step.key_cache = ctypes.cast(keys, ctypes.c_void_p)
+        step.value_cache = ctypes.cast(values, ctypes.c_void_p)
+        step.paging = paging(*tables, cache_NS=cache.keys[0])
+        step.cache_kind = library.KINDS[cache.dtype]
+        library.check(
+            _lib().mull_stack(
+                ctypes.byref(self._stack),
+                ctypes.byref(step),
+                x_TD.data_ptr(),
+                library.threads(),
+            )
+        )
+
+    def _run_around(self, x_TD: Tensor, seqs: Sequences, step: library.Step) -> None:
+        lib, rows, d = _lib(), len(x_TD), self.head_dim
+        heads = (self.heads, self.kv_heads, self.kv_heads)
+        stack, one_step, threads = ctypes.byref(self._stack), ctypes.byref(step), library.threads()
+        for layer in range(len(self.layers)):
+            qkv = torch.empty(rows, sum(heads), d)
+            library.check(
+                lib.mull_attention_inputs(
+                    stack, layer, one_step, x_TD.data_ptr(), qkv.data_ptr(), threads
+                )
+            )
+            q_THd, k_TGd, v_TGd = qkv.split(heads, dim=1)
+            out_THd = seqs.attend(layer, q_THd, k_TGd, v_TGd, self.scale).float().contiguous()
+            library.check(
+                lib.mull_attention_outputs(
+                    stack, layer, one_step, out_THd.data_ptr(), x_TD.data_ptr(), threads
+                )
+            )
+        x_TD.copy_(_final_norm(x_TD, self.final_norm, self._stack.eps))
+
+
+def can_fuse(config: ModelConfig) -> bool:
+    return not config.is_mla and not config.is_moe
+
+
+def _final_norm(x_TD: Tensor, weight_D: Tensor | None, eps: float) -> Tensor:
+    assert weight_D is not None
+    return nn.functional.rms_norm(x_TD, weight_D.shape, weight_D, eps)
+
+
+def _lib() -> ctypes.CDLL:
+    lib = library.library()
+    if lib is None:
+        raise KernelError("fused layers need the native kernels: load the model again without them")
+    return lib
+
+
+def _norm(norm: nn.Module) -> Tensor | None:
+    """float32 weight of a norm, None for a layer that has none."""
+    if not isinstance(norm, RMSNorm):
+        return None
+    return norm.weight.detach().float().contiguous()
+
+
+def _address(x: Tensor | None) -> int | None:
+    return None if x is None else x.data_ptr()
+
+
+def _take(module: nn.Module, name: str) -> nn.Linear:
+    """The linear layer, no longer held by its module."""
+    linear = getattr(module, name)
+    delattr(module, name)
+    return linear
+
+
+def _packed_together(linears: list[nn.Linear], dtype: torch.dtype) -> PackedLinear:
+    weight = torch.cat([linear.weight.detach() for linear in linears])
+    if linears[0].bias is None:
+        return PackedLinear(weight, None, dtype)
+    return PackedLinear(weight, torch.cat([linear.bias.detach() for linear in linears]), dtype)
