@@ -1,4 +1,7 @@
-"""Model files: get them, keep them, read them, write them. Names load their module when first used."""
+"""Model files: get them, keep them, read them, write them.
+
+Public names load their module when first used, so that importing the room costs nothing.
+"""
 
 from __future__ import annotations
 
@@ -7,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mull.weights.catalog import CatalogEntry, load_catalog
+    from mull.weights.description import describe, verify
     from mull.weights.files import ModelFiles
     from mull.weights.loader import load_config, load_model, tokenizer_source
+    from mull.weights.memory import available_memory, fits, refuse_unless_fits
     from mull.weights.pulling import pull
     from mull.weights.save import save_folder
     from mull.weights.store import list_models, models_home, remove, resolve
@@ -17,10 +22,15 @@ if TYPE_CHECKING:
 _HOME = {
     "CatalogEntry": "catalog",
     "load_catalog": "catalog",
+    "describe": "description",
+    "verify": "description",
     "ModelFiles": "files",
     "load_config": "loader",
     "load_model": "loader",
     "tokenizer_source": "loader",
+    "available_memory": "memory",
+    "fits": "memory",
+    "refuse_unless_fits": "memory",
     "pull": "pulling",
     "save_folder": "save",
     "list_models": "store",
@@ -31,16 +41,21 @@ _HOME = {
 __all__ = [
     "CatalogEntry",
     "ModelFiles",
+    "available_memory",
+    "describe",
+    "fits",
     "list_models",
     "load_catalog",
     "load_config",
     "load_model",
     "models_home",
     "pull",
+    "refuse_unless_fits",
     "remove",
     "resolve",
     "save_folder",
     "tokenizer_source",
+    "verify",
 ]
 
 

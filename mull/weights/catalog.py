@@ -17,7 +17,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class HubSource:
-    """A repository on a hub. `revision`: None = the default branch; `select`: which GGUF of many."""
+    """A repository on a hub. revision: None = the default branch; select: which GGUF of many."""
 
     repository: str
     revision: str | None = None
@@ -47,7 +47,7 @@ Source = HubSource | WheelSource | PathSource
 
 @dataclass(frozen=True)
 class CatalogEntry:
-    """What is known of a model before download. Sizes in bytes; None = not verified, so not stated."""
+    """What is known of a model before download, in bytes and tokens; None = not verified."""
 
     name: str
     source: HubSource | WheelSource

@@ -142,9 +142,8 @@ def damaged_files(
     total, before, bad = sum(record.size for record in records), 0, []
     for record in records:
         file = folder / record.path
-        if not file.is_file() or file.stat().st_size != record.size:
-            bad.append(record.path)
-        elif sha256_of(file, _shifted(progress, before, total)) != record.sha256:
+        is_whole = file.is_file() and file.stat().st_size == record.size
+        if not is_whole or sha256_of(file, _shifted(progress, before, total)) != record.sha256:
             bad.append(record.path)
         before += record.size
     return bad

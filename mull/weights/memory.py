@@ -1,0 +1,171 @@
+"""Does it fit: the memory a model needs, computed from its shape, beside what the machine has.
+
+Nothing is built or read for it, so it answers before a download and before a load.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from mull.errors import WeightsError
+from mull.weights.catalog import CatalogEntry, load_catalog
+from mull.weights.order import in_gb
+
+if TYPE_CHECKING:
+    import torch
+
+    from mull.model.config import ModelConfig
+
+# Bytes per weight, and per value of the cache, at the precisions the engine runs.
+BYTES = {"fp32": 4, "bf16": 2}
+DEFAULT_CONTEXT = 4096
+# The interpreter, torch and the activations of one batch: about 0.3 GB measured for a small model.
+OVERHEAD_BYTES = 400_000_000
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether a model fits, and a line for people that says so. False in a condition if not."""
+
+    fits: bool
+    needed: int
+    available: int
+    line: str
+
+    def __bool__(self) -> bool:
+        return self.fits
+
+
+def weight_bytes(config: ModelConfig, precision: str = "bf16") -> int:
+    """Bytes of all weights in memory at a precision, fp32 or bf16 (MTP modules apart)."""
+    return config.parameter_count()[0] * _bytes_per_value(precision)
+
+
+def cache_bytes(config: ModelConfig, tokens: int, precision: str = "bf16") -> int:
+    """Bytes the cache takes for so many tokens, over all layers."""
+    return config.cache_values_per_token * tokens * _bytes_per_value(precision)
+
+
+def needed_bytes(
+    config: ModelConfig, precision: str = "bf16", context: int = DEFAULT_CONTEXT
+) -> int:
+    """Bytes to run: weights, the cache of one context, and the program itself."""
+    tokens = min(context, config.max_position_embeddings)
+    cache = cache_bytes(config, tokens, precision)
+    return weight_bytes(config, precision) + cache + OVERHEAD_BYTES
+
+
+def _bytes_per_value(precision: str) -> int:
+    if precision not in BYTES:
+        raise WeightsError(f"unknown precision {precision!r}: give one of {', '.join(BYTES)}")
+    return BYTES[precision]
+
+
+def available_memory() -> int:
+    """Bytes this process may still take: free on the machine, and within its control group."""
+    return min([psutil.virtual_memory().available, *_group_headroom()])
+
+
+def _group_headroom() -> list[int]:
+    """What each control group around this process has left (Linux, version 2 and 1)."""
+    try:
+        lines = Path("/proc/self/cgroup").read_text().splitlines()
+    except OSError:  # not Linux
+        return []
+    rooms = []
+    for line in lines:
+        number, controllers, path = line.split(":", 2)
+        if number == "0":
+            root, limit, usage = _CGROUPS, "memory.max", "memory.current"
+        elif "memory" in controllers.split(","):
+            root = _CGROUPS / "memory"
+            limit, usage = "memory.limit_in_bytes", "memory.usage_in_bytes"
+        else:
+            continue
+        group = root / path.lstrip("/")
+        while group.is_relative_to(root):
+            rooms += _headroom(group, limit, usage)
+            group = group.parent
+    return rooms
+
+
+def _headroom(group: Path, limit: str, usage: str) -> list[int]:
+    try:
+        allowed = int((group / limit).read_text())  # "max" where there is no limit
+        used = int((group / usage).read_text())
+        stat = (group / "memory.stat").read_text().splitlines()
+    except (OSError, ValueError):
+        return []
+    # the kernel gives file pages back when it must: they count as used, but are free for us
+    reclaimable = sum(int(line.split()[1]) for line in stat if line.startswith("inactive_file "))
+    return [max(0, allowed - used + reclaimable)]
+
+
+def fits(
+    config: ModelConfig,
+    *,
+    precision: str = "bf16",
+    context: int = DEFAULT_CONTEXT,
+    name: str = "the model",
+    available: int | None = None,
+) -> Fit:
+    """Whether a model of this shape runs here; if not, the line names one of the catalogue that does."""
+    have = available_memory() if available is None else available
+    need = needed_bytes(config, precision, context)
+    line = f"{name} needs {in_gb(need)} of memory in {precision}, {in_gb(have)} are free: "
+    if need <= have:
+        return Fit(True, need, have, line + "fits")
+    return Fit(False, need, have, line + "does not fit" + _advice(config, precision, context, have))
+
+
+def fits_shape(shape: Mapping[str, Any], **options: Any) -> Fit:
+    """`fits` for the `config` of a catalogue entry."""
+    from mull.model.config import ModelConfig
+
+    return fits(ModelConfig.from_dict(shape), **options)
+
+
+def refuse_unless_fits(config: ModelConfig, dtype: torch.dtype, *, name: str) -> None:
+    """Before a load: raise WeightsError where weights in `dtype` and a small cache do not fit."""
+    precision = "fp32" if dtype.itemsize == BYTES["fp32"] else "bf16"
+    fit = fits(config, precision=precision, name=name)
+    if not fit:
+        raise WeightsError(fit.line)
+
+
+def largest_context(config: ModelConfig, precision: str, available: int | None = None) -> int:
+    """How many tokens of cache fit beside the weights, at most the model's own context."""
+    have = available_memory() if available is None else available
+    room = have - needed_bytes(config, precision, 0)
+    return max(0, min(room // cache_bytes(config, 1, precision), config.max_position_embeddings))
+
+
+def _advice(config: ModelConfig, precision: str, context: int, have: int) -> str:
+    if precision != "bf16" and needed_bytes(config, "bf16", context) <= have:
+        return "; with --precision bf16 it does"
+    entry = largest_that_fits(context=context, available=have)
+    if entry is None:
+        return ", nor does any model of the catalogue"
+    return f"; {entry.name} ({in_gb(entry.download_bytes or 0)}) does"
+
+
+def largest_that_fits(
+    *, precision: str = "bf16", context: int = DEFAULT_CONTEXT, available: int | None = None
+) -> CatalogEntry | None:
+    """The largest model of the catalogue that runs here, or None."""
+    from mull.model.config import ModelConfig
+
+    have = available_memory() if available is None else available
+    running = [
+        entry
+        for entry in load_catalog().values()
+        if entry.config
+        and needed_bytes(ModelConfig.from_dict(entry.config), precision, context) <= have
+    ]
+    return max(running, key=lambda entry: entry.parameters_total or 0, default=None)
