@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from mull.cli.options import JsonOption, ModelArgument
-from mull.cli.terminal import in_gb, one_line, print_json, print_table
+from mull.cli.terminal import in_gb, print_json, print_table
 
 
 def show(model: ModelArgument, as_json: JsonOption = False) -> None:
@@ -26,15 +26,23 @@ def show(model: ModelArgument, as_json: JsonOption = False) -> None:
 
 def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
     for name, value in facts.items():
-        label = name.removesuffix("_bytes").replace("_", " ")
-        if isinstance(value, dict):
-            for inner, shown in value.items():
-                yield f"{label} {inner}", _in_words(name, shown)
-        elif isinstance(value, list):
-            for item in value:
-                yield label, _in_words(name, item)
-        else:
-            yield label, _in_words(name, value)
+        if name == "fits":
+            for fit in value:
+                yield f"at {fit['precision']}", _fit_in_words(fit)
+        elif name == "files":
+            for file in value:
+                yield "file", f"{file['path']}, {in_gb(file['bytes'])}, SHA-256 {file['sha256']}"
+        elif value or name != "sampling":
+            yield name.replace("_", " "), _in_words(name, value)
+
+
+def _fit_in_words(fit: dict[str, Any]) -> str:
+    verdict = (
+        f"fits, with a context of up to {fit['largest_context']:,} tokens"
+        if fit["fits"]
+        else "does not fit"
+    )
+    return f"needs {in_gb(fit['needed_bytes'])} of {in_gb(fit['available_bytes'])}: {verdict}"
 
 
 def _in_words(name: str, value: Any) -> str:
@@ -42,8 +50,10 @@ def _in_words(name: str, value: Any) -> str:
         return "not stated"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if name in ("bytes", "download_bytes") and isinstance(value, int):
+        return in_gb(value)
     if isinstance(value, int):
-        return in_gb(value) if name.endswith("_bytes") or name == "bytes" else f"{value:,}"
+        return f"{value:,}"
     if isinstance(value, dict):
         return ", ".join(f"{key} {_in_words(key, item)}" for key, item in value.items())
-    return one_line(str(value))
+    return str(value)

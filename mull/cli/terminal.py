@@ -63,7 +63,7 @@ def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
 
     table = Table(box=None, pad_edge=False, header_style="bold", show_header=any(header))
     for name in header:
-        table.add_column(name, overflow="fold")
+        table.add_column(name, overflow="fold", no_wrap=name == header[0])
     for row in harmless:
         table.add_row(*(Text(cell) for cell in row))
     Console().print(table)
