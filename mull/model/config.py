@@ -236,19 +236,23 @@ def _refuse_what_is_not_built(fields: Fields) -> None:
 
 
 def _read_token_ids(fields: Fields, vocab_size: int) -> dict[str, Any]:
-    eos = fields.get("eos_token_id", [])
-    ids = eos if isinstance(eos, list) else [eos]
-    for name, token in [("bos_token_id", fields.get("bos_token_id", 0))] + [
-        ("eos_token_id", token) for token in ids[:1000]
-    ]:
-        if isinstance(token, bool) or not isinstance(token, int) or not -1 <= token < 2**31:
-            raise fields.fail(name, token, "a token id (or for eos_token_id a list of them)")
-    # A few published files name ids outside their vocabulary (or -1 for none): those never occur.
-    bos = fields.get("bos_token_id")
+    bos, eos = fields.written("bos_token_id"), fields.written("eos_token_id")
+    bos_ids = _token_ids(fields, "bos_token_id", [bos])
+    eos_ids = _token_ids(fields, "eos_token_id", eos if isinstance(eos, list) else [eos])
+    # Some published files name ids outside their vocabulary, or -1 for none: those never occur.
+    possible = range(vocab_size)
     return {
-        "bos_token_id": bos if bos is not None and 0 <= bos < vocab_size else None,
-        "eos_token_ids": tuple(token for token in ids[:1000] if 0 <= token < vocab_size),
+        "bos_token_id": next((token for token in bos_ids if token in possible), None),
+        "eos_token_ids": tuple(token for token in eos_ids if token in possible),
     }
+
+
+def _token_ids(fields: Fields, name: str, found: list[Any]) -> list[int]:
+    ids = [token for token in found[:1000] if token is not None]
+    for token in ids:
+        if isinstance(token, bool) or not isinstance(token, int):
+            raise fields.fail(name, token, "a token id (or for eos_token_id a list of them)")
+    return ids
 
 
 def _read_common(fields: Fields, family: Family) -> dict[str, Any]:
@@ -289,7 +293,7 @@ def _read_common(fields: Fields, family: Family) -> dict[str, Any]:
 
 
 def _read_latent_attention(fields: Fields) -> dict[str, Any]:
-    has_q_latent = not fields.is_null("q_lora_rank")
+    has_q_latent = fields.written("q_lora_rank") is not None
     return {
         "rope_interleave": fields.boolean("rope_interleave", default=True),
         "q_lora_rank": fields.integer("q_lora_rank", 1, 2**16) if has_q_latent else None,

@@ -33,15 +33,15 @@ class Fields:
     def has(self, name: str) -> bool:
         return self._values.get(name) is not None
 
-    def is_null(self, name: str) -> bool:
-        """Written out as null, which for some fields (q_lora_rank) differs from being left out."""
-        return name in self._values and self._values[name] is None
-
     def get(self, name: str, default: object = None) -> Any:
         value = self._values.get(name)
         if value is None:
             value = self._defaults.get(name)
         return default if value is None else value
+
+    def written(self, name: str) -> Any:
+        """The entry as it stands, a null included; the default only where it was left out."""
+        return self._values[name] if name in self._values else self._defaults.get(name)
 
     def fail(self, name: str, value: object, wanted: str) -> ModelError:
         return ModelError(

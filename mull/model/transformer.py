@@ -95,9 +95,15 @@ class CausalLM(nn.Module):
 
     @torch.no_grad()
     def init_weights(self, *, generator: torch.Generator | None = None) -> None:
-        """Fresh weights for training: normal with the config's std, norms 1, biases 0."""
+        """Fresh weights for training: normal with the config's std, norms 1, biases 0.
+
+        Also makes a model whole that was built on the meta device and then given empty memory.
+        """
+        self.tie_weights()
         for name, parameter in self.named_parameters():
             if parameter.ndim == 1:
                 parameter.fill_(0.0 if name.endswith("bias") else 1.0)
             else:
                 parameter.normal_(0.0, self.config.initializer_range, generator=generator)
+        for buffer in self.buffers():
+            buffer.zero_()
