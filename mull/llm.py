@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, TypeGuard, overload
+from typing import Any, Literal, cast, overload
 
 import torch
 
@@ -207,12 +207,14 @@ class LLM:
             raise RequestError(f"thinking is {thinking!r}, but must be auto, on or off")
         params = self._sampling(sampling)
         if _is_ids(prompt):
-            ids, starts_in_thinking = list(prompt), False
+            ids, starts_in_thinking = list(cast(list[int], prompt)), False
         else:
-            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            if system is not None:
-                messages = [{"role": "system", "content": system}, *messages]
-            rendered = self.template.render(messages, tools=tools, thinking=_THINKING[thinking])
+            before = [] if system is None else [{"role": "system", "content": system}]
+            rendered = self.template.render(
+                before + _messages(cast(str | list[Message], prompt)),
+                tools=tools,
+                thinking=_THINKING[thinking],
+            )
             ids, starts_in_thinking = rendered.ids, rendered.starts_in_thinking
         return Request(
             ids,
@@ -265,8 +267,12 @@ class LLM:
         )
 
 
-def _is_ids(prompt: object) -> TypeGuard[list[int]]:
+def _is_ids(prompt: Prompt) -> bool:
     return isinstance(prompt, list | tuple) and bool(prompt) and isinstance(prompt[0], int)
+
+
+def _messages(prompt: str | list[Message]) -> list[Message]:
+    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
 
 
 def _is_batch(prompt: object) -> bool:

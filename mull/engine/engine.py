@@ -25,7 +25,7 @@ from mull.engine.scheduler import Chunk, Scheduler
 from mull.engine.sequence import Sequence
 from mull.errors import RequestError
 from mull.model.transformer import CausalLM
-from mull.text.parser import StreamParser
+from mull.text.stream import StreamParser
 from mull.text.templates import ChatTemplate
 from mull.text.tokenizer import Tokenizer
 

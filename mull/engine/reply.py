@@ -21,7 +21,7 @@ from mull.engine.request import (
 from mull.engine.sequence import Sequence
 from mull.engine.stop_strings import StopStrings
 from mull.engine.thinking import CloseReason, LoopDetector, ThinkingControl
-from mull.text.parser import Piece, StreamParser
+from mull.text.stream import Piece, StreamParser
 
 # Enough of the thinking's end to see whether a sentence has just ended.
 _TAIL = 16
