@@ -30,7 +30,7 @@ class PlannedFile:
 
 @dataclass(frozen=True)
 class Plan:
-    """What the first listing resolved; kept beside the partial files, so a later run holds to it."""
+    """What the first listing resolved; kept beside the partial files, and later runs hold to it."""
 
     repository: str
     asked_revision: str | None

@@ -115,7 +115,7 @@ def fits(
     name: str = "the model",
     available: int | None = None,
 ) -> Fit:
-    """Whether a model of this shape runs here; if not, the line names one of the catalogue that does."""
+    """Whether a model of this shape runs here; if not, the line names one that does."""
     have = available_memory() if available is None else available
     need = needed_bytes(config, precision, context)
     line = f"{name} needs {in_gb(need)} of memory in {precision}, {in_gb(have)} are free: "
