@@ -21,6 +21,7 @@ from mull.weights.catalog import HubSource
 from mull.weights.hub_plan import Plan, PlannedFile, list_repository, plan_of_repair, read_plan
 from mull.weights.manifest import FileRecord, record_file, sha256_of, write_json
 from mull.weights.order import Fetched, Order, Repair, in_gb, require_space
+from mull.weights.store import plan_of
 
 _PART_SUFFIX = ".part"
 _READ_BYTES = 1 << 20
@@ -30,7 +31,7 @@ def fetch_from_hub(order: Order, partial: Path, repair: Repair | None) -> Fetche
     """Fetch what is missing of a repository into `partial`; every file is checked when whole."""
     source = order.source
     assert isinstance(source, HubSource)
-    plan_path = partial.with_name(partial.name + ".plan.json")
+    plan_path = plan_of(order.name)
     endpoint = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
     with _readable_hub_errors(source, endpoint):
         if repair is not None:
@@ -48,7 +49,6 @@ def fetch_from_hub(order: Order, partial: Path, repair: Repair | None) -> Fetche
         for file in plan.files:
             records.append(_fetch_file(order, plan, file, partial, endpoint, before))
             before += file.size
-    plan_path.unlink(missing_ok=True)
     return Fetched(tuple(records), plan.revision, plan.licence)
 
 

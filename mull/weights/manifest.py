@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path
 from typing import Any
 
 from mull.errors import WeightsError
@@ -58,10 +58,9 @@ def now() -> str:
 
 def check_relative(path: str) -> str:
     """Refuse a file name that could leave its folder on any platform; return it unchanged."""
-    posix, windows = PurePosixPath(path), PureWindowsPath(path)
-    parts = path.split("/")
-    bad = "\\" in path or "\0" in path or any(part in ("", ".", "..") for part in parts)
-    if bad or posix.is_absolute() or windows.drive or windows.root:
+    steps = any(part in ("", ".", "..") for part in path.split("/"))
+    # a backslash or colon is an ordinary letter here, but a folder, drive or stream on Windows
+    if steps or "\\" in path or ":" in path or not path.isprintable():
         raise WeightsError(f"unsafe file name {path!r}: it would leave the model's folder; refused")
     return path
 

@@ -180,9 +180,11 @@ def _install(order: Order, fetched: Fetched, partial: Path, folder: Path) -> Non
             files=tuple(sorted(fetched.files, key=lambda record: record.path)),
         ),
     )
-    _sync(partial)
+    for inside in {(partial / record.path).parent for record in fetched.files} | {partial}:
+        _sync(inside)
     partial.rename(folder)
     _sync(folder.parent)
+    store.plan_of(order.name).unlink(missing_ok=True)
 
 
 def _mend(repair: Repair, fetched: Fetched, partial: Path, folder: Path) -> None:

@@ -48,6 +48,11 @@ def partial_of(name: str) -> Path:
     return models_home() / PARTIAL / folder_of(name).name
 
 
+def plan_of(name: str) -> Path:
+    """Where a pull from a hub keeps what the first listing resolved, until the model is there."""
+    return partial_of(name).with_name(f"{folder_of(name).name}.plan.json")
+
+
 def lock_of(name: str) -> FileLock:
     """Held while a model of this name is pulled or removed; a process that ends lets go of it."""
     return FileLock(f"{partial_of(name)}.lock")
@@ -167,8 +172,7 @@ def remove(name: str) -> int:
 def _leavings(name: str) -> list[Path]:
     if not is_name(name):
         return []
-    partial = partial_of(name)
-    paths = (folder_of(name), partial, partial.with_name(partial.name + ".plan.json"))
+    paths = (folder_of(name), partial_of(name), plan_of(name))
     return [path for path in paths if path.exists() or path.is_symlink()]
 
 

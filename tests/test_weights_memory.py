@@ -1,0 +1,132 @@
+"""Does it fit: bytes by arithmetic, and the line that says so."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from mull import weights
+from mull.errors import WeightsError
+from mull.model.config import ModelConfig
+from mull.weights import memory
+from mull.weights.catalog import HubSource, WheelSource
+
+CATALOG = weights.load_catalog()
+
+
+def config_of(name: str) -> ModelConfig:
+    return ModelConfig.from_dict(CATALOG[name].config)
+
+
+def test_the_catalogue_holds_the_models_the_issue_names() -> None:
+    assert set(CATALOG) == {
+        "smollm2-135m",
+        "deepseek-r1",
+        "deepseek-r1-distill-qwen-1.5b",
+        "deepseek-r1-distill-qwen-7b",
+        "deepseek-r1-distill-qwen-14b",
+        "deepseek-r1-distill-qwen-32b",
+        "deepseek-r1-distill-llama-8b",
+        "deepseek-r1-distill-llama-70b",
+        "deepseek-r1-0528-qwen3-8b",
+        "deepseek-v3",
+        "deepseek-v2-lite-chat",
+    }
+
+
+@pytest.mark.parametrize("name", CATALOG)
+def test_a_catalogue_entry_agrees_with_its_own_shape(name: str) -> None:
+    entry = CATALOG[name]
+    counted = config_of(name).parameter_count()
+    assert counted == (entry.parameters_total, entry.parameters_active)
+    assert entry.licence
+    assert entry.context is not None
+    assert entry.context <= config_of(name).max_position_embeddings
+    if isinstance(entry.source, HubSource):
+        assert entry.source.revision is None  # resolved at the first pull, never written here
+
+
+def test_the_shapes_match_the_published_sizes() -> None:
+    # DeepSeek-V3 report: 671B and 37B; the hub's listing of the 7B distillation: 8.61 + 6.62 GB
+    total, active = config_of("deepseek-v3").parameter_count()
+    assert (round(total / 1e9), round(active / 1e9)) in {(671, 37), (671, 38)}
+    assert memory.weight_bytes(config_of("deepseek-r1-distill-qwen-7b")) / 1e9 == pytest.approx(
+        8.61 + 6.62, abs=0.01
+    )
+
+
+def test_the_cache_of_v3_takes_70272_bytes_a_token() -> None:
+    assert memory.cache_bytes(config_of("deepseek-v3"), 1) == 70_272
+    assert weights.describe("deepseek-v3")["cache_bytes_per_token"] == 70_272
+
+
+def test_needed_bytes_are_weights_cache_and_overhead() -> None:
+    config = config_of("smollm2-135m")
+    # 30 layers, keys and values, 3 heads of 64: 11,520 values a token
+    assert memory.cache_bytes(config, 100, "fp32") == 100 * 11_520 * 4
+    assert memory.needed_bytes(config, "fp32", 100) == (
+        134_515_008 * 4 + 100 * 11_520 * 4 + memory.OVERHEAD_BYTES
+    )
+    assert memory.needed_bytes(config, "bf16", 10**9) == memory.needed_bytes(config, "bf16", 8192)
+    with pytest.raises(WeightsError, match="unknown precision"):
+        memory.weight_bytes(config, "fp12")
+
+
+def test_what_does_not_fit_is_told_with_what_does() -> None:
+    fit = memory.fits(config_of("deepseek-r1"), name="deepseek-r1", available=23_400_000_000)
+    assert not fit
+    assert fit.line == (
+        "deepseek-r1 needs 1.3 TB of memory in bf16, 23.4 GB are free: does not fit; "
+        "deepseek-r1-0528-qwen3-8b (16.4 GB) does"
+    )
+    small = memory.fits(config_of("deepseek-r1"), name="deepseek-r1", available=5_000_000_000)
+    assert small.line.endswith("deepseek-r1-distill-qwen-1.5b (3.6 GB) does")
+    seven = config_of("deepseek-r1-distill-qwen-7b")
+    assert memory.fits(seven, precision="fp32", available=20 * 10**9).line.endswith(
+        "with --precision bf16 it does"
+    )
+    none = memory.fits(seven, available=1000)
+    assert none.line.endswith("nor does any model of the catalogue")
+    assert memory.fits(seven, available=20 * 10**9)
+
+
+def test_loading_what_cannot_fit_is_refused() -> None:
+    with pytest.raises(WeightsError, match=r"deepseek-r1 needs 1\.3 TB"):
+        weights.refuse_unless_fits(config_of("deepseek-r1"), torch.bfloat16, name="deepseek-r1")
+    weights.refuse_unless_fits(config_of("smollm2-135m"), torch.float32, name="smollm2-135m")
+
+
+def test_the_largest_context_just_fits() -> None:
+    config = config_of("deepseek-r1-distill-qwen-1.5b")
+    have = 5 * 10**9
+    tokens = memory.largest_context(config, "bf16", have)
+    assert 0 < tokens < config.max_position_embeddings
+    assert memory.needed_bytes(config, "bf16", tokens) <= have
+    assert memory.needed_bytes(config, "bf16", tokens + 1) > have
+    assert memory.largest_context(config, "bf16", 10**9) == 0
+
+
+def test_a_control_groups_limit_counts_and_its_file_pages_are_free(tmp_path: Path) -> None:
+    (tmp_path / "memory.max").write_text("1000\n")
+    (tmp_path / "memory.current").write_text("700\n")
+    (tmp_path / "memory.stat").write_text("anon 400\ninactive_file 250\n")
+    assert memory._headroom(tmp_path, "memory.max", "memory.current") == [550]
+    (tmp_path / "memory.max").write_text("max\n")
+    assert memory._headroom(tmp_path, "memory.max", "memory.current") == []
+    assert memory.available_memory() > 0
+
+
+def test_a_pulled_model_is_described_from_its_files(smollm2_gguf: Path) -> None:
+    facts = weights.describe("smollm2-135m")
+    assert facts["architecture"] == "llama"
+    assert facts["parameters"] == 134_515_008
+    assert facts["stored_as"].startswith("Q4_1")
+    assert facts["cache_bytes_per_token"] == 23_040
+    assert facts["bytes"] == smollm2_gguf.stat().st_size
+    assert (facts["licence"], facts["context"]) == ("apache-2.0", 8192)
+    entry = CATALOG["smollm2-135m"]
+    assert isinstance(entry.source, WheelSource)
+    assert [item["sha256"] for item in facts["files"]] == [entry.source.sha256]
+    assert [item["precision"] for item in facts["fits"]] == ["fp32", "bf16"]
+    loose = weights.describe(str(smollm2_gguf))
+    assert (loose["pulled"], loose["licence"]) == (False, "apache-2.0")
