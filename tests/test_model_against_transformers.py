@@ -6,6 +6,7 @@ scaled ones is 256, so most positions lie beyond it.
 
 import functools
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -159,6 +160,15 @@ def our_logits(model: CausalLM, ids_T: torch.Tensor, *, absorb: bool) -> torch.T
 
 def worst(a_TV: torch.Tensor, b_TV: torch.Tensor) -> float:
     return (a_TV - b_TV).abs().max().item()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Matrices this small gain nothing from a second thread, and lose much when it has to wait."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 SEEDS = [(case, 0) for case in CASES] + [

@@ -210,6 +210,20 @@ def test_yarn_without_a_factor_takes_it_from_the_two_contexts() -> None:
     assert config.rope_scaling["factor"] == 4.0
 
 
+def test_the_other_name_of_yarns_factor_is_not_overlooked() -> None:
+    # As published with DeepSeek-R1-0528-Qwen3-8B: the inverse of 0.1 ln(4) + 1, together 1.
+    scaling = {
+        "rope_type": "yarn",
+        "factor": 4.0,
+        "original_max_position_embeddings": 32768,
+        "attn_factor": 0.8782488562869419,
+    }
+    config = ModelConfig.from_dict({**QWEN3_8B, "rope_scaling": scaling})
+    cos_Tr, _ = Rope(config)(torch.tensor([0]))
+    torch.testing.assert_close(cos_Tr, torch.ones(1, 64))
+    assert config.to_dict()["rope_scaling"]["attention_factor"] == pytest.approx(1.0)
+
+
 def test_differences_between_families_are_read_off_the_config() -> None:
     qwen2, qwen3 = ModelConfig.from_dict(QWEN25_72B), ModelConfig.from_dict(QWEN3_8B)
     v3, llama = ModelConfig.from_dict(DEEPSEEK_V3), ModelConfig.from_dict(LLAMA_31_8B)
@@ -317,7 +331,9 @@ HOSTILE = st.one_of(
     base=st.sampled_from(sorted(PUBLISHED)),
     changes=st.dictionaries(st.sampled_from(sorted(DEEPSEEK_V3)), HOSTILE, max_size=4),
     scaling=st.dictionaries(
-        st.sampled_from(sorted([*DEEPSEEK_V3["rope_scaling"], "rope_theta", "truncate"])),
+        st.sampled_from(
+            sorted([*DEEPSEEK_V3["rope_scaling"], "rope_theta", "truncate", "attn_factor"])
+        ),
         HOSTILE,
         max_size=2,
     ),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mull.model.config import ModelConfig
+from mull.model.rope_config import yarn_amplitude, yarn_mscale
 
 
 class Rope:
@@ -27,7 +28,9 @@ class Rope:
         self._frequencies = inverse_frequencies(
             config.rope_dim, config.rope_theta, config.rope_scaling
         )
-        self._amplitude = attention_factor(config.rope_scaling)
+        scaling = config.rope_scaling
+        is_yarn = scaling is not None and scaling["rope_type"] == "yarn"
+        self._amplitude = yarn_amplitude(scaling) if scaling and is_yarn else 1.0
         self._on_device = {torch.device("cpu"): self._frequencies}
 
     def __call__(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,25 +66,6 @@ def inverse_frequencies(width: int, theta: float, scaling: dict[str, Any] | None
     if scaling is None:
         return plain
     return _SCALINGS[scaling["rope_type"]](plain, width, theta, scaling)
-
-
-def attention_factor(scaling: dict[str, Any] | None) -> float:
-    """What cos and sin are multiplied by: YaRN's temperature, 1 for every other kind."""
-    if scaling is None or scaling["rope_type"] != "yarn":
-        return 1.0
-    if "attention_factor" in scaling:
-        return scaling["attention_factor"]
-    mscale, mscale_all_dim = scaling.get("mscale"), scaling.get("mscale_all_dim")
-    if mscale and mscale_all_dim:
-        return yarn_mscale(scaling["factor"], mscale) / yarn_mscale(
-            scaling["factor"], mscale_all_dim
-        )
-    return yarn_mscale(scaling["factor"])
-
-
-def yarn_mscale(factor: float, weight: float = 1.0) -> float:
-    """0.1 * weight * ln(factor) + 1 (YaRN, section 3.4)."""
-    return 0.1 * weight * math.log(factor) + 1.0
 
 
 def latent_softmax_scale(config: ModelConfig) -> float:

@@ -4,6 +4,7 @@ Old: `rope_theta` beside `rope_scaling` (whose type may be called `type`). trans
 `rope_parameters` object. Normal form: theta, and None (plain RoPE) or a dict with `rope_type`.
 """
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -37,6 +38,21 @@ def read_rope(fields: Fields, max_position_embeddings: int) -> tuple[float, dict
     name = "rope_type" if scaling.has("rope_type") else "type"
     rope_type = scaling.choice(name, ROPE_TYPES, default="default")
     return theta, _READERS[rope_type](scaling, max_position_embeddings)
+
+
+def yarn_mscale(factor: float, weight: float = 1.0) -> float:
+    """0.1 * weight * ln(factor) + 1 (YaRN, section 3.4)."""
+    return 0.1 * weight * math.log(factor) + 1.0
+
+
+def yarn_amplitude(normal: Mapping[str, Any]) -> float:
+    """What YaRN multiplies cos and sin by, of a normal form."""
+    if "attention_factor" in normal:
+        return normal["attention_factor"]
+    factor, mscale, all_dim = normal["factor"], normal.get("mscale"), normal.get("mscale_all_dim")
+    if mscale and all_dim:
+        return yarn_mscale(factor, mscale) / yarn_mscale(factor, all_dim)
+    return yarn_mscale(factor)
 
 
 def _read_default(scaling: Fields, max_position_embeddings: int) -> None:
@@ -77,9 +93,13 @@ def _read_yarn(scaling: Fields, max_position_embeddings: int) -> dict[str, Any]:
         "beta_slow": scaling.number("beta_slow", 1e-3, 1e6, default=1.0),
         "truncate": scaling.boolean("truncate", default=True),
     }
-    for name in ("mscale", "mscale_all_dim", "attention_factor"):
+    for name in ("mscale", "mscale_all_dim", "attention_factor", "attn_factor"):
         if scaling.has(name):
             normal[name] = scaling.number(name, 0.0, 1e3)
+    if "attn_factor" in normal and "attention_factor" not in normal:
+        # DeepSeek-R1-0528-Qwen3-8B: vLLM multiplies YaRN's own factor by it (giving 1 for that
+        # model), transformers overlooks it. Written under both names, they agree.
+        normal["attention_factor"] = yarn_amplitude(normal) * normal["attn_factor"]
     return normal
 
 
