@@ -1,0 +1,17 @@
+"""Text in and out: tokenizers, chat templates, and the parser of what a model streams."""
+
+from .prompt import RenderedPrompt
+from .stream import Piece, StreamDecoder, StreamParser, sentence_end
+from .templates import ChatTemplate, RecommendedSampling
+from .tokenizer import Tokenizer
+
+__all__ = [
+    "ChatTemplate",
+    "Piece",
+    "RecommendedSampling",
+    "RenderedPrompt",
+    "StreamDecoder",
+    "StreamParser",
+    "Tokenizer",
+    "sentence_end",
+]

@@ -1,0 +1,178 @@
+"""Reads a tokenizer out of a Hugging Face folder: tokenizer.json and the small files beside it.
+
+The encoder is built without the tokens that carry structure, so that it cannot form one whatever
+it is given; those are found, where they are wanted, by `Tokenizer` itself.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tokenizers import Tokenizer as BackendTokenizer
+
+from ..errors import TextError
+from .vocabulary import MAX_TOKEN_CHARS, MAX_TOKENS, Kind, Vocabulary
+
+_MAX_BYTES = 256 * 1024 * 1024
+_HIDDEN = "\U000f0000"  # private use: no text a tokenizer was trained on contains it
+
+
+def read(folder: Path) -> tuple[Vocabulary, BackendTokenizer, str | None]:
+    """(vocabulary, plain encoder, Jinja chat template or None) of a folder; else TextError."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise TextError(f"no tokenizer.json in {folder}: copy it there from where the model is")
+    data = _json(path)
+    model = data.get("model")
+    if not isinstance(model, dict) or not isinstance(data.get("added_tokens", []), list):
+        raise TextError(f"{path} is not a tokenizer of the `tokenizers` package")
+    texts = _texts(model, data.get("added_tokens") or [], path)
+    kinds = _kinds(data, texts, path)
+    vocabulary = Vocabulary(texts, kinds)
+    plain = _without_structure(data, vocabulary, path)
+    config = _optional_json(folder / "tokenizer_config.json")
+    special_map = _optional_json(folder / "special_tokens_map.json")
+    generation = _optional_json(folder / "generation_config.json")
+    ids = {text: token for token, text in enumerate(texts) if text}
+    eos = _ids(generation.get("eos_token_id"))
+    for source in (config, special_map):
+        name = _token_text(source.get("eos_token"))
+        eos += [ids[name]] if name in ids else []
+    for token in vocabulary.end_ids(eos):
+        kinds.setdefault(token, Kind.CONTROL)
+    vocabulary = Vocabulary(texts, kinds)
+    vocabulary.eos_ids = vocabulary.end_ids(eos)
+    bos = _token_text(config.get("bos_token")) or _token_text(special_map.get("bos_token"))
+    vocabulary.bos_id = ids.get(bos) if bos else None
+    flag = config.get("add_bos_token")
+    vocabulary.add_bos = vocabulary.bos_id is not None and (
+        flag is True or (flag is None and _prepends(data.get("post_processor"), bos))
+    )
+    return vocabulary, plain, _template(folder, config)
+
+
+def _texts(model: dict[str, Any], added: list[Any], path: Path) -> list[str]:
+    vocab = model.get("vocab")
+    if isinstance(vocab, list):  # Unigram: [[piece, score], ...]
+        pairs: list[tuple[Any, Any]] = [
+            (p[0], i) for i, p in enumerate(vocab) if isinstance(p, list) and p
+        ]
+    elif isinstance(vocab, dict):
+        pairs = list(vocab.items())
+    else:
+        raise TextError(f"{path} has no vocabulary")
+    for token in added:
+        if not isinstance(token, dict):
+            raise TextError(f"{path}: an entry of added_tokens is no object")
+        pairs.append((token.get("content"), token.get("id")))
+    for text, index in pairs:
+        if not isinstance(text, str) or len(text) > MAX_TOKEN_CHARS:
+            raise TextError(f"{path}: a token is no text, or longer than {MAX_TOKEN_CHARS}")
+        if not isinstance(index, int) or not 0 <= index < MAX_TOKENS:
+            raise TextError(f"{path}: token {text[:40]!r} has id {str(index)[:20]}; refused")
+    texts = [""] * (max((i for _, i in pairs), default=-1) + 1)
+    for text, index in pairs:
+        texts[index] = text
+    if not texts:
+        raise TextError(f"{path} has an empty vocabulary")
+    return texts
+
+
+def _kinds(data: dict[str, Any], texts: list[str], path: Path) -> dict[int, Kind]:
+    kinds: dict[int, Kind] = {}
+    for token in data.get("added_tokens") or []:
+        kinds[token["id"]] = Kind.CONTROL if token.get("special") else Kind.USER_DEFINED
+    if data["model"].get("byte_fallback"):
+        for index, text in enumerate(texts):
+            if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+                kinds.setdefault(index, Kind.BYTE)
+    return kinds
+
+
+def _without_structure(
+    data: dict[str, Any], vocabulary: Vocabulary, path: Path
+) -> BackendTokenizer:
+    """The tokenizer with every structural token out of reach: renamed, unmergeable, not added."""
+    hidden = vocabulary.structural
+    model = dict(data["model"])
+    vocab = model["vocab"]
+    if isinstance(vocab, dict):
+        model["vocab"] = {
+            (_HIDDEN + str(i) if text in hidden else text): i for text, i in vocab.items()
+        }
+    else:
+        model["vocab"] = [
+            [_HIDDEN + str(i) if p[0] in hidden else p[0], *p[1:]] for i, p in enumerate(vocab)
+        ]
+    if "merges" in model:
+        model["merges"] = [m for m in model["merges"] if _product(m) not in hidden]
+    unknown = model.get("unk_token")
+    if isinstance(unknown, str) and unknown in hidden:
+        model["unk_token"] = _HIDDEN + str(hidden[unknown])
+    added = [t for t in data.get("added_tokens") or [] if t["content"] not in hidden]
+    stripped = {**data, "model": model, "added_tokens": added, "post_processor": None}
+    try:
+        return BackendTokenizer.from_str(json.dumps(stripped))
+    except Exception as error:  # the package raises bare Exception on any fault in the file
+        reason = " ".join(str(error).split())[:200]
+        raise TextError(f"{path} cannot be used: {reason}") from error
+
+
+def _product(merge: Any) -> str:
+    return merge.replace(" ", "") if isinstance(merge, str) else "".join(map(str, merge))
+
+
+def _prepends(processor: Any, bos: str | None) -> bool:
+    """Whether the post-processor puts the beginning-of-text token before a text."""
+    if not isinstance(processor, dict) or not bos:
+        return False
+    if processor.get("type") == "Sequence":
+        return any(_prepends(p, bos) for p in processor.get("processors") or [])
+    if processor.get("type") != "TemplateProcessing":
+        return False
+    first = (processor.get("single") or [{}])[0]
+    return isinstance(first, dict) and (first.get("SpecialToken") or {}).get("id") == bos
+
+
+def _template(folder: Path, config: dict[str, Any]) -> str | None:
+    path = folder / "chat_template.jinja"
+    if path.is_file():
+        return _read(path)
+    template = config.get("chat_template")
+    if isinstance(template, list):  # several by name; the one called default is for chat
+        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
+        template = named.get("default")
+    return template if isinstance(template, str) else None
+
+
+def _ids(value: Any) -> list[int]:
+    values = value if isinstance(value, list) else [value]
+    return [v for v in values if isinstance(v, int) and not isinstance(v, bool)]
+
+
+def _token_text(value: Any) -> str | None:
+    text = value.get("content") if isinstance(value, dict) else value
+    return text if isinstance(text, str) else None
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise TextError(f"{path} is larger than {_MAX_BYTES} bytes; refused")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TextError(f"{path} cannot be read as text: {type(error).__name__}") from error
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        data = json.loads(_read(path))
+    except (ValueError, RecursionError) as error:
+        raise TextError(f"{path} is not valid JSON: it is damaged, copy it again") from error
+    if not isinstance(data, dict):
+        raise TextError(f"{path} holds no JSON object")
+    return data
+
+
+def _optional_json(path: Path) -> dict[str, Any]:
+    return _json(path) if path.is_file() else {}

@@ -1,0 +1,186 @@
+"""Chat templates we do not know: the model's own Jinja source, rendered in a sandbox.
+
+Rendering mixes structure and text into one string, so text that looks like a structural token is
+broken up with a marker character beforehand; once the structure has been found in the rendered
+string, the markers are taken out again and what is left is encoded as plain text.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..errors import TextError
+from .jinja_sandbox import JinjaSandbox
+from .messages import Message, Tool
+from .prompt import PromptBuilder, RenderedPrompt
+from .templates import ChatTemplate
+from .tokenizer import Tokenizer
+
+# Noncharacters and private use: legal in strings, meaningless in text.
+_MARKERS = [chr(c) for c in (*range(0xFDD0, 0xFDF0), *range(0xE000, 0xF900))]
+
+
+class JinjaTemplate(ChatTemplate):
+    """Renders `source` for `tokenizer`. `seconds` is what one rendering may take."""
+
+    name = "jinja"
+
+    def __init__(self, tokenizer: Tokenizer, source: str, *, seconds: float = 10.0) -> None:
+        super().__init__(tokenizer)
+        self._sandbox = JinjaSandbox(source, seconds=seconds)
+        self._source = source
+        self._look_alikes = LookAlikes(tokenizer.special_ids)
+        self.thinks = "<think>" in source or "enable_thinking" in source
+        self.tool_format = _tool_format(source)
+
+    def _render(
+        self,
+        messages: list[Message],
+        tools: list[Tool],
+        thinking: bool | None,
+        add_generation_prompt: bool,
+        continue_last: bool,
+    ) -> RenderedPrompt:
+        started = messages[-1] if continue_last else None
+        history = messages[:-1] if continue_last else messages
+        plain = [_as_dict(m) for m in history]
+        declared = [dict(t.declared) for t in tools]
+        marker = _unused_marker(plain, declared, self._source)
+        text = self._sandbox.render(
+            {
+                "messages": self._look_alikes.broken(plain, marker),
+                "tools": self._look_alikes.broken(declared, marker) if tools else None,
+                "add_generation_prompt": add_generation_prompt or continue_last,
+                "bos_token": self._token_text(self.tokenizer.bos_id),
+                "eos_token": self._token_text(min(self.tokenizer.eos_ids, default=None)),
+                **({} if thinking is None else {"enable_thinking": thinking, "thinking": thinking}),
+            }
+        )
+        prompt = PromptBuilder(self.tokenizer)
+        for part in self.tokenizer.split(text, allow_special=True):
+            if isinstance(part, int):
+                prompt.ids([part])
+            else:
+                prompt.untrusted(part.replace(marker, ""))
+        opened = self._is_open(text)
+        if started is not None:
+            return self._continue(prompt, started, opened)
+        if add_generation_prompt and thinking and not opened and not self.thinks:
+            prompt.trusted(self.think_open + "\n")
+            opened = True
+        elif opened and thinking is False:
+            prompt.trusted(f"\n{self.think_close}\n\n")
+            opened = False
+        return RenderedPrompt(prompt.build(), opened and add_generation_prompt)
+
+    def _continue(self, prompt: PromptBuilder, started: Message, opened: bool) -> RenderedPrompt:
+        inside = bool(started.reasoning) and not started.content
+        if started.reasoning and not opened:
+            prompt.trusted(self.think_open + "\n")
+        prompt.untrusted(started.reasoning)
+        if (started.reasoning or opened) and not inside:
+            prompt.trusted(f"\n{self.think_close}\n\n")
+        prompt.untrusted(started.content)
+        return RenderedPrompt(prompt.build(), inside)
+
+    def _is_open(self, rendered: str) -> bool:
+        """Whether the rendered prompt ends inside a thinking that it opened."""
+        return rendered.rstrip().endswith(self.think_open)
+
+    def _token_text(self, token: int | None) -> str:
+        return self.tokenizer.vocabulary.texts[token] if token is not None else ""
+
+
+class LookAlikes:
+    """Breaks whatever in a text could become, or become part of, a structural token."""
+
+    def __init__(self, structural: Iterable[str]) -> None:
+        self._tokens = [t for t in structural if len(t) > 1]
+        # what a text must not end or begin with when the template may complete it
+        self._heads = {t[:n] for t in self._tokens for n in range(1, len(t))}
+        self._tails = {t[n:] for t in self._tokens for n in range(1, len(t))}
+        self._longest = max(map(len, self._tokens), default=0)
+
+    def broken(self, value: Any, marker: str, *, key: str = "") -> Any:
+        """`value` (JSON) with every text in it broken. Roles and types are not texts."""
+        if isinstance(value, str):
+            return value if key in ("role", "type") else self._break(value, marker)
+        if isinstance(value, Mapping):
+            return {
+                self._inside(k, marker): self.broken(v, marker, key=k) for k, v in value.items()
+            }
+        if isinstance(value, list | tuple):
+            return [self.broken(v, marker) for v in value]
+        return value
+
+    def _break(self, text: str, marker: str) -> str:
+        before = any(text[:n] in self._tails for n in range(1, min(len(text), self._longest) + 1))
+        after = any(text[-n:] in self._heads for n in range(1, min(len(text), self._longest) + 1))
+        within = 0 < len(text) < self._longest and any(text in t for t in self._tokens)
+        broken = self._inside(text, marker)
+        return marker * (before or within) + broken + marker * (after or within)
+
+    def _inside(self, text: str, marker: str) -> str:
+        cuts: set[int] = set()
+        for token in self._tokens:
+            found = text.find(token)
+            while found >= 0:
+                cuts.add(found + 1)
+                found = text.find(token, found + 1)
+        pieces, start = [], 0
+        for cut in sorted(cuts):
+            pieces.append(text[start:cut])
+            start = cut
+        return marker.join([*pieces, text[start:]])
+
+
+def _as_dict(message: Message) -> dict[str, Any]:
+    plain: dict[str, Any] = {"role": message.role, "content": message.content}
+    if message.reasoning:
+        plain["reasoning_content"] = message.reasoning
+    if message.tool_calls:
+        plain["tool_calls"] = [
+            {
+                "id": c.id,
+                "type": "function",
+                "function": {"name": c.name, "arguments": c.arguments},
+            }
+            for c in message.tool_calls
+        ]
+    for key, value in (("name", message.name), ("tool_call_id", message.tool_call_id)):
+        if value:
+            plain[key] = value
+    return plain
+
+
+def _unused_marker(*values: Any) -> str:
+    """A marker character that occurs nowhere in `values`."""
+    used = set(str(values))  # str() escapes some characters, so each is looked at in itself too
+    for text in _texts(values):
+        used |= set(text)
+    for marker in _MARKERS:
+        if marker not in used:
+            return marker
+    raise TextError("the messages use every private character there is; remove some")
+
+
+def _texts(value: Any) -> Iterable[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _texts(key)
+            yield from _texts(item)
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _texts(item)
+
+
+def _tool_format(source: str) -> str | None:
+    for mark, form in (
+        ("<tool_call>", "hermes"),
+        ("<｜tool▁calls▁begin｜>", "deepseek"),
+        ("<|python_tag|>", "llama3"),
+    ):
+        if mark in source:
+            return form
+    return None
