@@ -14,6 +14,9 @@ from hub_server import COMMIT, HubServer, serving
 
 from mull import weights
 from mull.errors import WeightsError
+from mull.weights.catalog import HubSource
+from mull.weights.order import Order
+from mull.weights.pulling import pull_order
 
 REPOSITORY = "some-org/Some-Model"
 # huggingface_hub hands data on in pieces of 10 MiB: a file must be larger for a resume to show
@@ -80,6 +83,22 @@ def test_a_pull_takes_only_what_mull_reads_and_records_all_of_it(hub: HubServer)
     assert weights.resolve(REPOSITORY) == files
     assert weights.verify(REPOSITORY) == []
     assert not list((files.path.parent / ".partial").glob("*.plan.json"))
+
+
+def test_a_model_that_cannot_run_here_is_warned_of_before_its_weights_come(hub: HubServer) -> None:
+    said: list[tuple[str, int]] = []
+    shape = weights.load_catalog()["deepseek-r1"].config
+    hub.commits[COMMIT] |= {
+        "config.json": json.dumps(shape).encode(),
+        "model.safetensors": bytes(10_000),
+    }
+    weights.pull(REPOSITORY, say=lambda line: said.append((line, len(hub.requests))))
+    (warning,) = [each for each in said if each[0].startswith("warning")]
+    assert f"{REPOSITORY} needs 1.3 TB of memory" in warning[0]
+    assert warning[1] < len(hub.requests)
+    hub.commits["e" * 40] = {**SMALL_FILES, "config.json": b'{"model_type": "gpt9"}'}
+    weights.pull(f"{REPOSITORY}@{'e' * 40}", say=lambda line: said.append((line, 0)))
+    assert any("gpt9" in line for line, _requests in said)
 
 
 def test_a_cut_connection_is_resumed_where_it_stopped(hub: HubServer) -> None:
@@ -303,3 +322,12 @@ def test_a_really_full_disk_is_told_in_one_line(
         assert weights.pull(REPOSITORY).kind == "hf"
     finally:
         subprocess.run(["umount", "-l", str(disk)], check=True)
+
+
+def test_a_catalogued_model_too_large_for_the_disk_is_refused_without_asking_the_hub(
+    hub: HubServer,
+) -> None:
+    order = Order("huge", HubSource(REPOSITORY), download_bytes=10**16)
+    with pytest.raises(WeightsError, match=r"huge needs .* of disk"):
+        pull_order(order)
+    assert (hub.listings, hub.requests) == (0, [])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import logging
 import os
 from collections.abc import Iterator
@@ -37,7 +38,7 @@ def fetch_from_hub(order: Order, partial: Path, repair: Repair | None) -> Fetche
         if repair is not None:
             plan = plan_of_repair(source, repair)
         else:
-            plan = read_plan(plan_path, source) or list_repository(source, endpoint)
+            plan = read_plan(plan_path, source) or _first_plan(order, source, partial, endpoint)
             write_json(plan_path, asdict(plan))
         missing = plan.size - _bytes_present(plan, partial)
         order.tell(
@@ -49,7 +50,22 @@ def fetch_from_hub(order: Order, partial: Path, repair: Repair | None) -> Fetche
         for file in plan.files:
             records.append(_fetch_file(order, plan, file, partial, endpoint, before))
             before += file.size
+            if file.path == "config.json" and not order.config:
+                order.tell_what_it_needs(_config_of(partial / file.path))
     return Fetched(tuple(records), plan.revision, plan.licence)
+
+
+def _first_plan(order: Order, source: HubSource, partial: Path, endpoint: str) -> Plan:
+    require_space(partial, order.download_bytes or 0, order.name)  # what the catalogue knows
+    return list_repository(source, endpoint)
+
+
+def _config_of(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # the loader will say what is wrong with it
+        return {}
+    return values if isinstance(values, dict) else {}
 
 
 def _bytes_present(plan: Plan, partial: Path) -> int:

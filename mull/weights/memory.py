@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from mull.errors import WeightsError
+from mull.errors import ModelError, WeightsError
 from mull.weights.catalog import CatalogEntry, load_catalog
 from mull.weights.order import in_gb
 
@@ -124,11 +124,15 @@ def fits(
     return Fit(False, need, have, line + "does not fit" + _advice(config, precision, context, have))
 
 
-def fits_shape(shape: Mapping[str, Any], **options: Any) -> Fit:
-    """`fits` for the `config` of a catalogue entry."""
+def warning_before_download(shape: Mapping[str, Any], name: str) -> str | None:
+    """What to say before such a model is fetched: that it does not fit or run here; else None."""
     from mull.model.config import ModelConfig
 
-    return fits(ModelConfig.from_dict(shape), **options)
+    try:
+        fit = fits(ModelConfig.from_dict(shape), name=name)
+    except ModelError as error:
+        return f"{name} will not run in mull: {error}"
+    return None if fit else fit.line
 
 
 def refuse_unless_fits(config: ModelConfig, dtype: torch.dtype, *, name: str) -> None:

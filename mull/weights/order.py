@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,14 @@ class Order:
     def tell(self, line: str) -> None:
         if self.say is not None:
             self.say(line)
+
+    def tell_what_it_needs(self, shape: Mapping[str, Any]) -> None:
+        """Warn before a download whose model would not run here. shape: as in config.json."""
+        if shape and self.say is not None:
+            from mull.weights.memory import warning_before_download  # which imports torch
+
+            if (warning := warning_before_download(shape, self.name)) is not None:
+                self.say(f"warning: {warning}")
 
 
 @dataclass(frozen=True)

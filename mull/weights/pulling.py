@@ -127,7 +127,7 @@ def _fetch_and_install(order: Order, repair: Repair | None, partial: Path, folde
     if repair is not None:
         order = replace(order, source=_source_of(repair.held))
     else:
-        _tell_what_it_needs(order)
+        order.tell_what_it_needs(order.config)
     partial.mkdir(exist_ok=True)
     try:
         fetched = _fetch(order, partial, repair)
@@ -138,15 +138,6 @@ def _fetch_and_install(order: Order, repair: Repair | None, partial: Path, folde
     finally:
         with contextlib.suppress(OSError):
             partial.rmdir()  # where nothing is worth keeping for a resume
-
-
-def _tell_what_it_needs(order: Order) -> None:
-    if order.config:
-        from mull.weights import memory
-
-        fit = memory.fits_shape(order.config, name=order.name)
-        if not fit:
-            order.tell(f"warning: {fit.line}")
 
 
 def _fetch(order: Order, partial: Path, repair: Repair | None) -> Fetched:
