@@ -81,6 +81,8 @@ CASES: dict[str, dict[str, Any]] = {
     "llama_linear": {**LLAMA, "rope_scaling": {"type": "linear", "factor": 4.0}},
     "llama_llama3": {**LLAMA, "rope_scaling": LLAMA3_ROPE, "rope_theta": 5000.0},
     "llama_yarn": {**LLAMA, "rope_scaling": YARN},
+    # The ramp's end lies beyond the last pair: theta under 256 / 2 pi.
+    "llama_yarn_quick_theta": {**LLAMA, "rope_scaling": YARN, "rope_theta": 20.0},
     "qwen2": QWEN2,
     "qwen2_tied": {**QWEN2, "tie_word_embeddings": True, "rope_theta": 1e6},
     "qwen2_yarn": {**QWEN2, "rope_scaling": YARN},
