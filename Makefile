@@ -34,12 +34,12 @@ $(VENV)/pyvenv.cfg:
 
 $(VENV)/.installed: $(VENV)/pyvenv.cfg pyproject.toml $(NATIVE)
 	@echo "mull: installing dependencies and building the native kernels (a minute or two, once)" >&2
-	@$(PIP) install --quiet --editable . >&2
+	@$(PIP) install -qq --editable . >&2
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@echo "mull: installing the test tools" >&2
-	@$(PIP) install --quiet --editable '.[dev]' >&2
+	@$(PIP) install -qq --editable '.[dev]' >&2
 	@touch $@
 
 $(VENV)/.model: $(VENV)/.installed
