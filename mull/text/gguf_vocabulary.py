@@ -14,7 +14,7 @@ from tokenizers import models
 from ..errors import TextError
 from . import pretokenizers
 from .sentencepiece import SentencePieces
-from .vocabulary import MAX_TOKENS, Kind, Vocabulary, checked_texts
+from .vocabulary import BYTE_OF_CHAR, MAX_TOKENS, Kind, Vocabulary, checked_texts
 
 _PREFIX = "tokenizer.ggml."
 _MAX_MERGES = 4 * MAX_TOKENS
@@ -85,6 +85,10 @@ def _byte_level_bpe(
                     "the file is damaged"
                 )
         merges.setdefault((left, right))  # llama.cpp keeps the first of two equal merges
+    # Bytes the vocabulary lacks get ids beyond its end, which encoding leaves out: the package
+    # would drop them before merging, and join what stood to the left and right of them.
+    for char in BYTE_OF_CHAR:
+        vocab.setdefault(char, len(vocab))
     model = models.BPE(vocab=vocab, merges=list(merges), ignore_merges=pre.ignore_merges)
     backend = BackendTokenizer(model)
     backend.pre_tokenizer = pretokenizers.build(pre)

@@ -15,7 +15,7 @@ from tokenizers import Tokenizer as BackendTokenizer
 from ..errors import TextError
 from . import gguf_vocabulary, hf_vocabulary
 from .sentencepiece import SentencePieces, byte_value
-from .vocabulary import Kind, Vocabulary
+from .vocabulary import BYTE_OF_CHAR, Kind, Vocabulary
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -47,6 +47,7 @@ class Tokenizer:
         self._pieces = pieces
         self._leftmost = leftmost
         self._byte_level = pieces is None and not _writes_spaces_as_blocks(bpe)
+        self._lacks_bytes = bpe is not None and bpe.get_vocab_size() > self.vocab_size
         self._bytes_of: dict[int, bytes] = {}
 
     @classmethod
@@ -140,9 +141,9 @@ class Tokenizer:
             return bytes([value])
         if not self._byte_level:
             return text.replace("▁", " ").encode("utf-8", "replace")
-        if any(c not in _BYTE_OF_CHAR for c in text):
+        if any(c not in BYTE_OF_CHAR for c in text):
             return text.encode("utf-8", "replace")
-        return bytes(_BYTE_OF_CHAR[c] for c in text)
+        return bytes(BYTE_OF_CHAR[c] for c in text)
 
     def _encode_plain(self, text: str, after_token: bool) -> list[int]:
         if self._pieces is not None:
@@ -150,7 +151,8 @@ class Tokenizer:
             return self._pieces.encode(prefix + text)
         if self._bpe is None:
             raise TextError("this tokenizer can only decode")
-        return self._bpe.encode(text, add_special_tokens=False).ids
+        ids: list[int] = self._bpe.encode(text, add_special_tokens=False).ids
+        return [i for i in ids if i < self.vocab_size] if self._lacks_bytes else ids
 
     @cached_property
     def _special_pattern(self) -> re.Pattern[str]:
@@ -212,14 +214,3 @@ def _without_surrogates(text: str) -> str:
 def _writes_spaces_as_blocks(bpe: BackendTokenizer | None) -> bool:
     """Whether tokens are text with U+2581 for the space, not the byte-level alphabet."""
     return bpe is None or "ByteLevel" not in repr(bpe.decoder) + repr(bpe.pre_tokenizer)
-
-
-def _byte_level_alphabet() -> dict[str, int]:
-    """GPT-2's printable stand-ins: bytes that print stay, the others move up from U+0100."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    table = {chr(b): b for b in printable}
-    moved = [b for b in range(256) if b not in printable]
-    return table | {chr(0x100 + n): b for n, b in enumerate(moved)}
-
-
-_BYTE_OF_CHAR = _byte_level_alphabet()

@@ -111,3 +111,14 @@ def checked_texts(tokens: object, where: str) -> list[str]:
             raise TextError(f"{where} holds {text[:40]!r} twice ({seen[text]} and {index})")
         texts.append(text)
     return texts
+
+
+def _byte_level_alphabet() -> dict[str, int]:
+    """GPT-2's printable stand-ins: bytes that print stay, the others move up from U+0100."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    table = {chr(b): b for b in printable}
+    moved = [b for b in range(256) if b not in printable]
+    return table | {chr(0x100 + n): b for n, b in enumerate(moved)}
+
+
+BYTE_OF_CHAR = _byte_level_alphabet()

