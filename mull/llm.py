@@ -20,6 +20,7 @@ from mull.engine import (
     Request,
     SamplingParams,
     TokenLogprob,
+    ToolCall,
     prepare,
 )
 from mull.engine import Event as EngineEvent
@@ -49,7 +50,7 @@ class Answer:
     model: str
     thinking: str
     text: str
-    tool_calls: list[str]
+    tool_calls: list[ToolCall]
     token_ids: list[int]
     finish_reason: str
     finish_details: dict[str, Any]
@@ -223,6 +224,7 @@ class LLM:
             starts_in_thinking=starts_in_thinking,
             think_budget=think_budget,
             detect_loops=detect_loops,
+            tools_offered=bool(tools),
         )
 
     def close(self) -> None:

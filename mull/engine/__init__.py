@@ -9,6 +9,7 @@ from mull.engine.request import (
     SamplingParams,
     Timing,
     TokenLogprob,
+    ToolCall,
     Usage,
 )
 from mull.engine.runner import AsyncRequestStream, EngineRunner, RequestStream
@@ -25,6 +26,7 @@ __all__ = [
     "SamplingParams",
     "Timing",
     "TokenLogprob",
+    "ToolCall",
     "Usage",
     "prepare",
 ]

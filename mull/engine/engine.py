@@ -77,9 +77,10 @@ class Engine:
         self.tokenizer = tokenizer
         self.template = template
         self.config = model.config
-        parameter = next(model.parameters())
-        dtype = cache_dtype or parameter.dtype
-        self.device = torch.device(device) if device is not None else parameter.device
+        # Native layers keep packed weights, so a prepared model may have no parameters at all.
+        example = next(model.parameters(), torch.empty(0))
+        dtype = cache_dtype or example.dtype
+        self.device = torch.device(device) if device is not None else example.device
         context = context or self.config.max_position_embeddings
         num_blocks = choose_num_blocks(
             self.config,
@@ -185,9 +186,16 @@ class Engine:
                 self.tokenizer,
                 template=self.template,
                 starts_in_thinking=request.starts_in_thinking,
+                tools_offered=request.tools_offered,
             )
             self._replies[seq] = Reply(
-                seq, request, parser, ends=self.ends, limit=self.limit, submitted=submitted
+                seq,
+                request,
+                parser,
+                self.tokenizer,
+                ends=self.ends,
+                limit=self.limit,
+                submitted=submitted,
             )
         for seq in seqs:
             self._pending += self._steer(seq)
@@ -293,7 +301,8 @@ class Engine:
         return events
 
     def _closing_ids(self, reply: Reply) -> list[int]:
-        text = ("\n" if reply.is_mid_line else "") + self.template.think_close
+        newline = "\n" if reply.is_mid_line else ""
+        text = f"{newline}{self.template.think_close}\n\n"
         return self.tokenizer.encode(text, allow_special=True)
 
     def _drop(self, seq: Sequence) -> None:

@@ -7,21 +7,24 @@ limits, loops and the bookkeeping of the final Output live here.
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Literal
 
 from mull.engine.request import (
     Event,
     FinishReason,
+    Kind,
     Output,
     Request,
     Timing,
     TokenLogprob,
+    ToolCall,
     Usage,
 )
 from mull.engine.sequence import Sequence
 from mull.engine.stop_strings import StopStrings
 from mull.engine.thinking import CloseReason, LoopDetector, ThinkingControl
 from mull.text.stream import Piece, StreamParser
+from mull.text.tokenizer import Tokenizer
 
 # Enough of the thinking's end to see whether a sentence has just ended.
 _TAIL = 16
@@ -38,6 +41,7 @@ class Reply:
         seq: Sequence,
         request: Request,
         parser: StreamParser,
+        tokenizer: Tokenizer,
         *,
         ends: frozenset[int],
         limit: int,
@@ -46,6 +50,7 @@ class Reply:
         self.seq = seq
         self.sampling = request.sampling
         self.parser = parser
+        self.tokenizer = tokenizer
         self.control = ThinkingControl(request.think_budget)
         self.loops = LoopDetector() if request.detect_loops else None
         self.stops = StopStrings(request.sampling.stop)
@@ -59,7 +64,8 @@ class Reply:
         self.details: dict[str, Any] = {}
         self.forced_positions: list[int] = []
         self.logprobs: list[TokenLogprob] = []
-        self._texts: dict[str, list[str]] = {"thinking": [], "answer": [], "tool_call": []}
+        self._texts: dict[str, list[str]] = {"thinking": [], "answer": []}
+        self._tool_calls: list[ToolCall] = []
         self._tail = ""
         self._new_ids: list[int] = []
         self._new_logprobs: list[TokenLogprob] = []
@@ -78,7 +84,12 @@ class Reply:
         self._note(token_id, logprob, is_forced)
         if not is_forced and self._is_end(token_id):
             return self._finish("stop")
+        was_thinking = self.parser.is_thinking
         events = self._show(self.parser.push(token_id))
+        if was_thinking and self.parser.is_thinking:
+            # The parser may still hold this back, so the token is asked for its text.
+            text = self.tokenizer.token_bytes(token_id).decode("utf-8", "replace")
+            self._tail = (self._tail + text)[-_TAIL:]
         if self.is_finished:
             return events + self._finish("stop")
         if self.seq.generated >= self.max_tokens:
@@ -93,7 +104,7 @@ class Reply:
         """Why the thinking must be closed before anything else is sampled, if so."""
         if self.is_finished or not self.parser.is_thinking:
             return None
-        if "loop" in self.details and "budget_closed" not in self.details:
+        if "loop" in self.details and "thinking_closed" not in self.details:
             return "loop"
         return self.control.reason_to_close(self.parser.thinking_tokens, self._tail)
 
@@ -103,7 +114,7 @@ class Reply:
 
     def closed(self, reason: CloseReason) -> None:
         """The closing tokens have been pushed."""
-        self.details["budget_closed"] = {
+        self.details["thinking_closed"] = {
             "reason": reason,
             "thinking_tokens": self.parser.thinking_tokens,
         }
@@ -148,7 +159,7 @@ class Reply:
         for piece in pieces:
             if piece.kind != "answer":
                 events += self._said("answer", self.stops.flush())
-                events += self._said(piece.kind, piece.text)
+                events += self._called(piece) if piece.name else self._said("thinking", piece.text)
                 continue
             text, matched = self.stops.push(piece.text)
             events += self._said("answer", text)
@@ -158,18 +169,22 @@ class Reply:
                 break
         return events
 
-    def _said(self, kind: Any, text: str) -> list[Event]:
+    def _said(self, kind: Literal["thinking", "answer"], text: str) -> list[Event]:
         if not text:
             return []
         self._texts[kind].append(text)
-        if kind == "thinking":
-            self._tail = (self._tail + text)[-_TAIL:]
         return [self._event(kind, text)]
 
-    def _event(self, kind: Any, text: str = "", output: Output | None = None) -> Event:
+    def _called(self, piece: Piece) -> list[Event]:
+        call = ToolCall(piece.name or "", piece.arguments or "")
+        self._tool_calls.append(call)
+        return [self._event("tool_call", piece.text, tool_call=call)]
+
+    def _event(self, kind: Kind, text: str = "", **carried: Any) -> Event:
         ids, logprobs = tuple(self._new_ids), tuple(self._new_logprobs)
         self._new_ids, self._new_logprobs = [], []
-        return Event(self.seq.request_id, self.seq.index, kind, text, ids, logprobs, output)
+        seq = self.seq
+        return Event(seq.request_id, seq.index, kind, text, ids, logprobs, **carried)
 
     def _finish(self, reason: FinishReason) -> list[Event]:
         events: list[Event] = []
@@ -190,7 +205,7 @@ class Reply:
             index=seq.index,
             thinking="".join(self._texts["thinking"]),
             text="".join(self._texts["answer"]),
-            tool_calls=self._texts["tool_call"],
+            tool_calls=self._tool_calls,
             token_ids=seq.token_ids[seq.prompt_length :],
             forced_positions=self.forced_positions,
             logprobs=self.logprobs if self.sampling.logprobs is not None else None,

@@ -97,6 +97,7 @@ class Request:
     starts_in_thinking: the prompt's last tokens have already opened the thinking.
     think_budget: at most this many thinking tokens; then the thinking is closed at the next
     sentence end, at the latest 10 % over. 0 closes it at once; None leaves it to the model.
+    tools_offered: the prompt describes tools, so what looks like a call is one.
     """
 
     prompt_ids: Sequence[int]
@@ -105,6 +106,7 @@ class Request:
     starts_in_thinking: bool = False
     think_budget: int | None = None
     detect_loops: bool = True
+    tools_offered: bool = False
 
     def __post_init__(self) -> None:
         if len(self.prompt_ids) == 0:
@@ -122,6 +124,14 @@ class TokenLogprob:
     token_id: int
     logprob: float | None
     top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """arguments: JSON text, as far as the model wrote it."""
+
+    name: str
+    arguments: str
 
 
 @dataclass(frozen=True)
@@ -151,14 +161,14 @@ class Output:
     that a trainer never tokenises text again; text does not hold them. forced_positions are the
     indices into token_ids which the engine put there itself: a trainer must mask them.
     finish_details may hold: "stop_string", "stop_token_id", "loop" (period, repeats, where),
-    "budget_closed" (why, thinking_tokens), "preemptions", "context_full".
+    "thinking_closed" (reason, thinking_tokens), "preemptions", "context_full".
     """
 
     request_id: int
     index: int
     thinking: str
     text: str
-    tool_calls: list[str]
+    tool_calls: list[ToolCall]
     token_ids: list[int]
     forced_positions: list[int]
     logprobs: list[TokenLogprob] | None
@@ -182,6 +192,7 @@ class Event:
     text: str = ""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
+    tool_call: ToolCall | None = None
     output: Output | None = None
 
 

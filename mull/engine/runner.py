@@ -10,19 +10,15 @@ import asyncio
 import queue
 import threading
 import weakref
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
-from typing import Protocol
 
 from mull.engine.engine import Counters, Engine
 from mull.engine.request import Event, Output, Request
 from mull.errors import MullError, QueueFullError, RequestError
 
 Item = Event | MullError
-
-
-class _Consumer(Protocol):
-    def deliver(self, item: Item) -> None: ...
 
 
 class _Loop:
@@ -35,7 +31,7 @@ class _Loop:
         self.is_closing = False
         # Requests submitted by callers which the engine has not seen yet.
         self.arriving = 0
-        self.consumers: dict[int, _Consumer] = {}
+        self.streams: dict[int, _Stream] = {}
         self.unfinished: dict[int, int] = {}
 
     def run(self) -> None:
@@ -59,17 +55,17 @@ class _Loop:
             self.inbox.append(command)
             self.changed.notify()
 
-    def submit(self, request: Request, consumer: _Consumer, started: Callable[[int], None]) -> None:
+    def submit(self, request: Request, stream: _Stream) -> None:
         with self.changed:
             self.arriving -= 1
         try:
             request_id = self.engine.submit(request)
         except MullError as error:
-            consumer.deliver(error)
+            stream.deliver(error)
             return
-        self.consumers[request_id] = consumer
+        stream.request_id = request_id
+        self.streams[request_id] = stream
         self.unfinished[request_id] = request.sampling.n
-        started(request_id)
 
     def _wait(self) -> bool:
         with self.changed:
@@ -82,13 +78,12 @@ class _Loop:
             self.inbox.popleft()()
 
     def _deliver(self, event: Event) -> None:
-        consumer = self.consumers.get(event.request_id)
+        stream = self.streams[event.request_id]
         if event.kind == "end":
             self.unfinished[event.request_id] -= 1
             if self.unfinished[event.request_id] == 0:
-                del self.unfinished[event.request_id], self.consumers[event.request_id]
-        if consumer is not None:
-            consumer.deliver(event)
+                del self.unfinished[event.request_id], self.streams[event.request_id]
+        stream.deliver(event)
 
     def _fail(self, error: Exception) -> None:
         """Tell every waiting caller, give all blocks back, and stay ready for the next request."""
@@ -97,12 +92,12 @@ class _Loop:
             "the request can be sent again"
         )
         failure.__cause__ = error
-        consumers, self.consumers, self.unfinished = list(self.consumers.values()), {}, {}
+        streams, self.streams, self.unfinished = list(self.streams.values()), {}, {}
         try:
             self.engine.cancel_all()
         finally:
-            for consumer in consumers:
-                consumer.deliver(failure)
+            for stream in streams:
+                stream.deliver(failure)
 
 
 class EngineRunner:
@@ -173,21 +168,22 @@ class EngineRunner:
                     f"the queue is full ({waiting} requests are waiting): try again later"
                 )
             loop.arriving += 1
-            loop.inbox.append(lambda: loop.submit(request, stream, stream.started))
+            loop.inbox.append(lambda: loop.submit(request, stream))
             loop.changed.notify()
 
 
-class _Stream:
+class _Stream(ABC):
     """What a request's two kinds of stream share: its id, once it has one, and its end."""
 
     def __init__(self, loop: _Loop, samples: int) -> None:
         self._loop = loop
         self._unfinished = samples
-        self._request_id: int | None = None
+        self.request_id: int | None = None
         self.outputs: dict[int, Output] = {}
 
-    def started(self, request_id: int) -> None:
-        self._request_id = request_id
+    @abstractmethod
+    def deliver(self, item: Item) -> None:
+        """Called in the engine's thread."""
 
     @property
     def is_finished(self) -> bool:
@@ -205,8 +201,8 @@ class _Stream:
     def _command(self, act: Callable[[int], bool]) -> None:
         def run() -> None:
             # Commands run in order, so the submission before this one has set the id or failed.
-            if self._request_id is not None:
-                act(self._request_id)
+            if self.request_id is not None:
+                act(self.request_id)
 
         self._loop.put(run)
 

@@ -6,13 +6,14 @@ within that tenth the thinking may still finish its sentence.
 
 from __future__ import annotations
 
-import re
 from array import array
 from collections.abc import Sequence as Ids
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+
+from mull.text.stream import sentence_end
 
 CloseReason = Literal["budget", "answer_now", "loop"]
 
@@ -22,9 +23,6 @@ LOOP_TOKENS, LOOP_REPEATS = 256, 8
 LOOP_WINDOW = 4096
 # Looking costs some microseconds, so not at every token.
 LOOP_EVERY = 32
-
-# A full stop after a digit may be half a number, so it does not count.
-_SENTENCE_END = re.compile(r"""(?:(?:(?<!\d)\.|[!?…。！？])["'”’)\]」』]*|\n)\s*\Z""")
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class ThinkingControl:
             return None
         # In whole numbers: at most a tenth over, rounded down, so that the tenth is kept too.
         is_spent = thinking_tokens >= self.budget + self.budget // 10
-        return "budget" if is_spent or ends_sentence(text) else None
+        return "budget" if is_spent or sentence_end(text) else None
 
 
 class LoopDetector:
@@ -73,10 +71,6 @@ class LoopDetector:
     def forget(self) -> None:
         """What comes next is judged on its own (the thinking has just been closed)."""
         self._tail = array("i")
-
-
-def ends_sentence(text: str) -> bool:
-    return _SENTENCE_END.search(text) is not None
 
 
 def find_loop(ids: Ids[int] | array[int]) -> Loop | None:
