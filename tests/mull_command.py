@@ -64,7 +64,7 @@ class Terminal:
     def send(self, keys: str) -> None:
         os.write(self._fd, keys.encode())
 
-    def wait_for(self, text: str, timeout: float = 120) -> str:
+    def wait_for(self, text: str, timeout: float = 60) -> str:
         """Wait until `text` shows after what was waited for before; returns what came with it."""
         deadline = time.monotonic() + timeout
         while True:

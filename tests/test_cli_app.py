@@ -65,7 +65,7 @@ def assert_one_line_and_2(words: list[str], capfd: pytest.CaptureFixture[str]) -
     [
         (["ask", "--no-such-flag", "hi"], "--no-such-flag"),
         (["no-such-verb"], "no-such-verb"),
-        (["ask", "hi", "--max-tokens", "many"], "many"),
+        (["ask", "hi", "--max-tokens", "many"], "--max-tokens"),
         (["rm"], "MODEL"),
         (["ask", "hi", "-m", "no-such-model"], "no-such-model"),
         (["ask", "hi", "-m", "./absent.gguf"], "absent.gguf"),
@@ -97,7 +97,7 @@ def assert_one_line_and_2(words: list[str], capfd: pytest.CaptureFixture[str]) -
         (["pull", "no-such-model"], "no-such-model"),
         (["doctor", "--threads", "0"], "threads"),
     ],
-    ids=" ".join,
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
 def test_bad_input_is_one_line_and_exit_code_2(
     words: list[str], says: str, capfd: pytest.CaptureFixture[str], smollm2_gguf: Path

@@ -55,7 +55,9 @@ class Conversation:
             except KeyboardInterrupt:
                 pass  # stops the answer, not the chat
             finally:
-                printer.finish()
+                printer.end_line()
+        if answer is not None:
+            printer.finish()
         text = answer.text if answer is not None else "".join(heard["answer"])
         thinking = answer.thinking if answer is not None else "".join(heard["thinking"])
         if answer is not None:

@@ -21,8 +21,9 @@ def show_answer(events: Iterator[Event], printer: AnswerPrinter) -> Answer:
             else:
                 printer.write(event.kind, event.text)
     finally:
-        printer.finish()
+        printer.end_line()
     assert answer is not None  # a stream that raises nothing ends with its answer
+    printer.finish()
     return answer
 
 
@@ -47,7 +48,11 @@ def answer_json(model: str, answer: Answer) -> dict[str, Any]:
             name: usage[name]
             for name in ("prompt_tokens", "cached_tokens", "reasoning_tokens", "completion_tokens")
         },
-        "timing": {name: timing[name] for name in ("ttft_s", "tokens_per_s")},
+        "timing": {name: _rounded(timing[name]) for name in ("ttft_s", "tokens_per_s")},
         "finish_reason": answer.finish_reason,
         "finish_details": answer.finish_details,
     }
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 4)

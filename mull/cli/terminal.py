@@ -117,12 +117,15 @@ class AnswerPrinter:
         stream.flush()
         self._at_line_start = text.endswith("\n")
 
-    def finish(self) -> None:
-        """End the line. An answer without a word still ends in one, so lines can be counted."""
-        if self._section != "answer":
-            self._end_section(blank_line=False)
-            self._section, self._at_line_start = "answer", False
+    def end_line(self) -> None:
+        """Leave the cursor at the start of a line, whatever was printed or interrupted."""
         self._end_section(blank_line=False)
+
+    def finish(self) -> None:
+        """End a whole answer; one without a word still gets its line, so lines can be counted."""
+        self.end_line()
+        if self._section != "answer":
+            print(flush=True)
 
     def _end_section(self, *, blank_line: bool) -> None:
         stream = sys.stdout if self._section == "answer" else sys.stderr
