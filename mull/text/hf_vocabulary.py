@@ -5,6 +5,7 @@ it is given; those are found, where they are wanted, by `Tokenizer` itself.
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from ..errors import TextError
 from .vocabulary import MAX_TOKEN_CHARS, MAX_TOKENS, Kind, Vocabulary
 
 _MAX_BYTES = 256 * 1024 * 1024
+# DeepSeek does not mark its role and tool tokens as special; conversion to GGUF does, by this look
+_CONTROL_LOOKING = re.compile(r"<\|.*\|>|<｜.*｜>", re.DOTALL)
 _HIDDEN = "\U000f0000"  # private use: no text a tokenizer was trained on contains it
 
 
@@ -38,8 +41,7 @@ def read(folder: Path) -> tuple[Vocabulary, BackendTokenizer, str | None]:
     for source in (config, special_map):
         name = _token_text(source.get("eos_token"))
         eos += [ids[name]] if name in ids else []
-    for token in vocabulary.end_ids(eos):
-        kinds.setdefault(token, Kind.CONTROL)
+    kinds |= dict.fromkeys(vocabulary.end_ids(eos), Kind.CONTROL)
     vocabulary = Vocabulary(texts, kinds)
     vocabulary.eos_ids = vocabulary.end_ids(eos)
     bos = _token_text(config.get("bos_token")) or _token_text(special_map.get("bos_token"))
@@ -81,7 +83,8 @@ def _texts(model: dict[str, Any], added: list[Any], path: Path) -> list[str]:
 def _kinds(data: dict[str, Any], texts: list[str], path: Path) -> dict[int, Kind]:
     kinds: dict[int, Kind] = {}
     for token in data.get("added_tokens") or []:
-        kinds[token["id"]] = Kind.CONTROL if token.get("special") else Kind.USER_DEFINED
+        control = token.get("special") or _CONTROL_LOOKING.fullmatch(token["content"])
+        kinds[token["id"]] = Kind.CONTROL if control else Kind.USER_DEFINED
     if data["model"].get("byte_fallback"):
         for index, text in enumerate(texts):
             if len(text) == 6 and text.startswith("<0x") and text.endswith(">"):

@@ -1,10 +1,12 @@
 """Chat templates we do not know: the model's own Jinja source, rendered in a sandbox.
 
-Rendering mixes structure and text into one string, so text that looks like a structural token is
-broken up with a marker character beforehand; once the structure has been found in the rendered
-string, the markers are taken out again and what is left is encoded as plain text.
+Rendering mixes structure and text into one string, so whatever in a text could pass for a token of
+structure is broken up with a marker character beforehand; once the structure has been found in the
+rendered string, the markers are taken out again and what is left is encoded as plain text.
 """
 
+import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -31,6 +33,8 @@ class JinjaTemplate(ChatTemplate):
         self._look_alikes = LookAlikes(tokenizer.special_ids)
         self.thinks = "<think>" in source or "enable_thinking" in source
         self.tool_format = _tool_format(source)
+        # some templates write the arguments of a call as JSON themselves, others take them written
+        self._wants_objects = re.search(r"arguments\s*\|\s*tojson", source) is not None
 
     def _render(
         self,
@@ -42,7 +46,7 @@ class JinjaTemplate(ChatTemplate):
     ) -> RenderedPrompt:
         started = messages[-1] if continue_last else None
         history = messages[:-1] if continue_last else messages
-        plain = [_as_dict(m) for m in history]
+        plain = [_as_dict(m, self._wants_objects) for m in history]
         declared = [dict(t.declared) for t in tools]
         marker = _unused_marker(plain, declared, self._source)
         text = self._sandbox.render(
@@ -91,19 +95,32 @@ class JinjaTemplate(ChatTemplate):
 
 
 class LookAlikes:
-    """Breaks whatever in a text could become, or become part of, a structural token."""
+    """Breaks whatever in a text could become, or become part of, a structural token.
+
+    The marker goes behind every character a structural token begins with, so that no filter of
+    the template (`replace`, `lower`) can make one out of the text; and to the ends of a text that
+    the template's own characters might complete.
+    """
 
     def __init__(self, structural: Iterable[str]) -> None:
         self._tokens = [t for t in structural if len(t) > 1]
-        # what a text must not end or begin with when the template may complete it
-        self._heads = {t[:n] for t in self._tokens for n in range(1, len(t))}
-        self._tails = {t[n:] for t in self._tokens for n in range(1, len(t))}
+        firsts = {t[0] for t in self._tokens if not t[0].isalnum()}
+        wordy = {t for t in self._tokens if t[0].isalnum()}
+        # a word-like token is broken as a whole: its first letter is everywhere
+        starts = [re.escape(f) for f in firsts] + [f"{t[0]}(?={re.escape(t[1:])})" for t in wordy]
+        self._starts = re.compile("|".join(starts) or "(?!)", re.IGNORECASE)
+        self._heads = {t[:n].lower() for t in self._tokens for n in range(1, len(t))}
+        self._tails = {t[n:].lower() for t in self._tokens for n in range(1, len(t))}
         self._longest = max(map(len, self._tokens), default=0)
 
     def broken(self, value: Any, marker: str, *, key: str = "") -> Any:
-        """`value` (JSON) with every text in it broken. Roles and types are not texts."""
+        """`value` (JSON) with every text in it broken.
+
+        Templates compare roles and types with words, so these get no markers at their ends.
+        """
         if isinstance(value, str):
-            return value if key in ("role", "type") else self._break(value, marker)
+            inside = self._inside(value, marker)
+            return inside if key in ("role", "type") else self._ends(value, inside, marker)
         if isinstance(value, Mapping):
             return {
                 self._inside(k, marker): self.broken(v, marker, key=k) for k, v in value.items()
@@ -112,28 +129,18 @@ class LookAlikes:
             return [self.broken(v, marker) for v in value]
         return value
 
-    def _break(self, text: str, marker: str) -> str:
-        before = any(text[:n] in self._tails for n in range(1, min(len(text), self._longest) + 1))
-        after = any(text[-n:] in self._heads for n in range(1, min(len(text), self._longest) + 1))
-        within = 0 < len(text) < self._longest and any(text in t for t in self._tokens)
-        broken = self._inside(text, marker)
-        return marker * (before or within) + broken + marker * (after or within)
-
     def _inside(self, text: str, marker: str) -> str:
-        cuts: set[int] = set()
-        for token in self._tokens:
-            found = text.find(token)
-            while found >= 0:
-                cuts.add(found + 1)
-                found = text.find(token, found + 1)
-        pieces, start = [], 0
-        for cut in sorted(cuts):
-            pieces.append(text[start:cut])
-            start = cut
-        return marker.join([*pieces, text[start:]])
+        return self._starts.sub(lambda found: found.group() + marker, text)
+
+    def _ends(self, text: str, inside: str, marker: str) -> str:
+        low = text[: self._longest].lower(), text[-self._longest :].lower()
+        before = any(low[0][:n] in self._tails for n in range(1, len(low[0]) + 1))
+        after = any(low[1][-n:] in self._heads for n in range(1, len(low[1]) + 1))
+        within = 0 < len(text) < self._longest and any(low[0] in t.lower() for t in self._tokens)
+        return marker * (before or within) + inside + marker * (after or within)
 
 
-def _as_dict(message: Message) -> dict[str, Any]:
+def _as_dict(message: Message, wants_objects: bool) -> dict[str, Any]:
     plain: dict[str, Any] = {"role": message.role, "content": message.content}
     if message.reasoning:
         plain["reasoning_content"] = message.reasoning
@@ -142,7 +149,10 @@ def _as_dict(message: Message) -> dict[str, Any]:
             {
                 "id": c.id,
                 "type": "function",
-                "function": {"name": c.name, "arguments": c.arguments},
+                "function": {
+                    "name": c.name,
+                    "arguments": _value(c.arguments) if wants_objects else c.arguments,
+                },
             }
             for c in message.tool_calls
         ]
@@ -152,11 +162,16 @@ def _as_dict(message: Message) -> dict[str, Any]:
     return plain
 
 
+def _value(arguments: str) -> Any:
+    try:
+        return json.loads(arguments)
+    except (ValueError, RecursionError):
+        return arguments
+
+
 def _unused_marker(*values: Any) -> str:
     """A marker character that occurs nowhere in `values`."""
-    used = set(str(values))  # str() escapes some characters, so each is looked at in itself too
-    for text in _texts(values):
-        used |= set(text)
+    used = set().union(*(set(text) for text in _texts(values)))
     for marker in _MARKERS:
         if marker not in used:
             return marker

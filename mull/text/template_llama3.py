@@ -49,7 +49,7 @@ class Llama3Template(BuiltinTemplate):
             prompt.untrusted(message.content.strip())
         elif not self._answer(prompt, message):
             for index, call in enumerate(message.tool_calls):
-                prompt.trusted("; " if index else "")
+                prompt.trusted("; " if index else "\n" if message.content.strip() else "")
                 prompt.untrusted(f'{{"name": "{call.name}", "parameters": {call.arguments}}}')
 
     def _answer(self, prompt: PromptBuilder, message: Message) -> bool:
