@@ -67,24 +67,30 @@ class JinjaTemplate(ChatTemplate):
                 prompt.untrusted(part.replace(marker, ""))
         opened = self._is_open(text)
         if started is not None:
-            return self._continue(prompt, started, opened)
+            return self._continue(prompt, started, text)
         if add_generation_prompt and thinking and not opened and not self.thinks:
             prompt.trusted(self.think_open + "\n")
             opened = True
         elif opened and thinking is False:
-            prompt.trusted(f"\n{self.think_close}\n\n")
+            self._close(prompt, text)
             opened = False
         return RenderedPrompt(prompt.build(), opened and add_generation_prompt)
 
-    def _continue(self, prompt: PromptBuilder, started: Message, opened: bool) -> RenderedPrompt:
+    def _continue(self, prompt: PromptBuilder, started: Message, text: str) -> RenderedPrompt:
+        opened = self._is_open(text)
         inside = bool(started.reasoning) and not started.content
         if started.reasoning and not opened:
             prompt.trusted(self.think_open + "\n")
         prompt.untrusted(started.reasoning)
         if (started.reasoning or opened) and not inside:
-            prompt.trusted(f"\n{self.think_close}\n\n")
+            self._close(prompt, started.reasoning or text)
         prompt.untrusted(started.content)
         return RenderedPrompt(prompt.build(), inside)
+
+    def _close(self, prompt: PromptBuilder, text: str) -> None:
+        """Ends a thinking after `text`; an empty one gets an empty line of its own."""
+        empty_line = "\n" if text.endswith(self.think_open) else ""
+        prompt.trusted(f"{empty_line}\n{self.think_close}\n\n")
 
     def _is_open(self, rendered: str) -> bool:
         """Whether the rendered prompt ends inside a thinking that it opened."""

@@ -1,0 +1,124 @@
+"""Templates of unknown origin: what they may do, and that nothing else works."""
+
+import pytest
+from text_vocabularies import QWEN, tiny
+
+from mull.errors import TextError
+from mull.text.jinja_sandbox import MAX_SOURCE_CHARS, JinjaSandbox
+from mull.text.template_jinja import JinjaTemplate
+
+VARIABLES = {"messages": [{"role": "user", "content": "hi"}], "xs": [1, 2]}
+
+
+def rendered(source: str) -> str:
+    return JinjaSandbox(source).render(VARIABLES)
+
+
+def test_what_templates_need_works() -> None:
+    assert rendered("{{ messages[0].content | upper }}") == "HI"
+    assert rendered("{{ {'b': '한', 'a': [1]} | tojson }}") == '{"b": "한", "a": [1]}'
+    assert rendered("{{ [1] | tojson(indent=2) }}") == "[\n  1\n]"
+    assert (
+        rendered("{% for x in xs %}{% if x == 2 %}{% break %}{% endif %}{{ x }}{% endfor %}") == "1"
+    )
+    assert len(rendered("{{ strftime_now('%Y') }}")) == 4
+    assert rendered("{% set ns = namespace(n=0) %}{% set ns.n = 3 %}{{ ns.n }}") == "3"
+
+
+def test_a_template_may_refuse_a_conversation() -> None:
+    with pytest.raises(TextError, match="refuses this: no system message"):
+        rendered("{{ raise_exception('no system\\nmessage') }}")
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{{ ''.__class__.__mro__[1].__subclasses__() }}",
+        "{{ messages.append({}) }}",
+        "{{ cycler.__init__.__globals__.os.popen('id').read() }}",
+        "{{ self.__init__.__globals__ }}",
+        "{{ ''['__class__'] }}",
+        "{{ raise_exception.__globals__ }}",
+        "{% include '/etc/passwd' %}",
+        "{% import 'os' as os %}",
+        "{{ '{0.__class__}'.format('') }}",
+        "{{ ('{0.__class__.__init__.__globals__}' | format_map) }}",
+        "{{ nothing.at.all }}",
+        "{{ 1 / 0 }}",
+        "{{ messages | map(attribute='__class__') | list }}",
+        "{{",
+    ],
+)
+def test_escapes_and_faults_give_no_more_than_one_line(source: str) -> None:
+    try:
+        shown = rendered(source)
+    except TextError as error:
+        shown = str(error).partition("rendered: ")[2] or "nothing"
+    assert "\n" not in shown
+    assert "root:" not in shown
+    assert "<class" not in shown
+    assert "<module" not in shown
+    assert "uid=" not in shown
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for i in range(10**9) %}{% endfor %}",
+        "{{ 'a' * 10**10 }}",
+        "{{ '%9999999999d' % 1 }}",
+        "{% set x = namespace(s='aaaaaaaa') %}"
+        "{% for i in range(99) %}{% set x.s = x.s ~ x.s %}{% endfor %}{{ x.s }}",
+        "{% for i in range(99999) %}{{ 'a' * 9999 }}{% endfor %}",
+        "{{ 9 ** (9 ** 9) }}",
+        "{{ 'a' | center(10**10) }}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "{{ " + "(" * 20_000 + "}}",
+    ],
+    ids=lambda s: s[:40],
+)
+def test_bombs_end_in_time_with_one_line(source: str) -> None:
+    sandbox = JinjaSandbox(source, seconds=1.0, max_output_chars=100_000)
+    with pytest.raises(TextError) as error:
+        sandbox.render(VARIABLES)
+    assert "\n" not in str(error.value)
+
+
+def test_a_killed_process_is_replaced() -> None:
+    sandbox = JinjaSandbox(
+        "{% if slow %}{% for i in range(99999) %}{% for j in range(99999) %}"
+        "{% endfor %}{% endfor %}{% endif %}ok",
+        seconds=1.0,
+    )
+    with pytest.raises(TextError, match="over 1 seconds"):
+        sandbox.render({"slow": True})
+    assert sandbox.render({"slow": False}) == "ok"
+    assert sandbox.render({"slow": False}) == "ok"
+    sandbox.close()
+    assert sandbox.render({"slow": False}) == "ok"
+
+
+def test_large_conversations_pass_the_pipes() -> None:
+    text = "긴 글 " * 300_000
+    sandbox = JinjaSandbox("{{ messages[0].content }}")
+    assert sandbox.render({"messages": [{"role": "user", "content": text}]}) == text
+
+
+def test_a_huge_template_is_refused() -> None:
+    with pytest.raises(TextError, match="characters long"):
+        JinjaSandbox("x" * (MAX_SOURCE_CHARS + 1))
+
+
+def test_a_template_that_opens_the_thinking_is_noticed_and_can_be_closed() -> None:
+    source = "{% for m in messages %}{{ m.content }}{% endfor %}<think>\n"
+    template = JinjaTemplate(tiny(*QWEN), source)
+    messages = [{"role": "user", "content": "hi"}]
+    assert template.thinks
+    assert template.render(messages).starts_in_thinking
+    closed = template.render(messages, thinking=False)
+    assert not closed.starts_in_thinking
+    assert template.tokenizer.decode(closed.ids) == "hi<think>\n\n</think>\n\n"
+    begun = [*messages, {"role": "assistant", "content": "yes"}]
+    text = template.tokenizer.decode(template.render(begun, continue_last=True).ids)
+    assert text == "hi<think>\n\n</think>\n\nyes"
