@@ -34,7 +34,7 @@ class Metadata:
         return f"{self.architecture}.{key}" in self.values
 
     def wrong(self, key: str, wanted: str) -> WeightsError:
-        found = str(self.values.get(f"{self.architecture}.{key}", "absent"))[:60]
+        found = repr(self.values.get(f"{self.architecture}.{key}", "absent"))[:60]
         return WeightsError(
             f"{self.path}: metadata {self.architecture}.{key} is {found}, but must be {wanted};"
             " convert the model again"
@@ -160,7 +160,9 @@ def _qwen2(
     tensors: Mapping[str, GgufTensor],
     files: list[GgufFile],
 ) -> dict[str, Any]:
-    return {"model_type": "qwen2", **_grouped_attention(meta, config, tensors)}
+    # Its q, k and v always have biases; `attention_bias` is no field of Qwen2's configuration.
+    fields = _grouped_attention(meta, config, tensors)
+    return {**fields, "model_type": "qwen2", "attention_bias": False}
 
 
 def _qwen3(

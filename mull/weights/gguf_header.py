@@ -189,9 +189,7 @@ class HeaderReader:
             or not 8 <= alignment <= MAX_ALIGNMENT
             or alignment & (alignment - 1)
         ):
-            raise self.damaged(
-                f"general.alignment {str(alignment)[:40]} is not a power of two from 8"
-            )
+            raise self.damaged(f"general.alignment {alignment!r:.40} is not a power of two from 8")
         data_start = -(-self.at // alignment) * alignment
         tensors: dict[str, GgufTensor] = {}
         for entry in entries:
@@ -204,6 +202,8 @@ class HeaderReader:
 
     def tensor_entry(self) -> GgufTensor:
         name = self.string("tensor name", MAX_NAME_BYTES)
+        if not name.isprintable():
+            raise self.damaged(f"tensor name {name[:80]!r} is not printable")
         dimensions = self.scalar("I", f"dimension count of {name[:80]}")
         if not 1 <= dimensions <= MAX_DIMENSIONS:
             raise self.damaged(f"tensor {name[:80]} has {dimensions} dimensions")

@@ -6,13 +6,15 @@ is allocated; then each parameter is made in its final dtype and filled a few ro
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from mull.errors import ModelError, WeightsError
 from mull.model.checkpoint_names import Slot, checkpoint_slots, is_known_surplus
@@ -53,9 +55,11 @@ def load_model(
     """
     config, sources = _open(files)
     _refuse_impossible(files.path, config, sources)
-    model = CausalLM(config, mtp=mtp, device="meta", dtype=dtype or getattr(torch, config.dtype))
+    with _NoRandomNumbers():
+        model = CausalLM(config, mtp=mtp, device="meta", dtype=dtype or _own_dtype(config))
     slots = _checked_slots(files.path, model, sources)
-    _fill(model, slots, sources, torch.device(device), progress)
+    with _one_thread():
+        _fill(model, slots, sources, torch.device(device), progress)
     model.tie_weights()
     return model.eval()
 
@@ -74,6 +78,32 @@ def tokenizer_source(files: ModelFiles) -> Path | dict[str, Any]:
             f"{files.path}: has no tokenizer.json; copy it from where the model came from"
         )
     return files.path
+
+
+class _NoRandomNumbers(TorchFunctionMode):
+    """Leaves meta tensors as they are where a module would draw its first weights.
+
+    Filling nothing would be harmless, but torch imports its compiler for it: a second and 70 MB.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Sequence[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        named = kwargs or {}
+        if func is nn.init.normal_:
+            return named["tensor"] if "tensor" in named else args[0]
+        return func(*args, **named)
+
+
+def _own_dtype(config: ModelConfig) -> torch.dtype:
+    """What the weights were published in; FP8 is a storage format, computed in bfloat16."""
+    name = "bfloat16" if config.dtype.startswith("float8") else config.dtype
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def _open(files: ModelFiles) -> tuple[ModelConfig, dict[str, TensorSource]]:
@@ -174,18 +204,29 @@ def _fill(
     total = sum(state[parameter].nbytes for parameter in by_parameter)
     done = 0
     for parameter, names in by_parameter.items():
-        tensor = torch.empty_like(state[parameter], device=device)
+        wanted = state[parameter]
+        tensor = torch.empty(wanted.shape, dtype=wanted.dtype, device=device)
         for name in names:
             part, source = slots[name].of(tensor), sources[name]
             step = source.rows_per_chunk
             for start in range(0, source.shape[0], step):
-                stop = min(start + step, source.shape[0])
-                rows = source.read(start, stop)
-                part[start:stop].copy_(rows)
-                done += part[start:stop].nbytes
+                rows = source.read(start, min(start + step, source.shape[0]))
+                filled = part[start : start + step].copy_(rows)
+                done += filled.nbytes
                 if progress is not None:
                     progress(done, total)
         _place(model, parameter, tensor)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Copies of 1 MB gain nothing from threads, and lose tenfold where others hold the cores."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _place(model: nn.Module, name: str, tensor: Tensor) -> None:

@@ -92,7 +92,7 @@ def _weight_map(index: Path) -> dict[str, str]:
         is_plain = isinstance(file, str) and file == Path(file).name
         if not is_plain or not file.endswith(".safetensors"):
             raise WeightsError(
-                f"{index}: tensor {name[:80]} lies in {str(file)[:80]!r}, no file here"
+                f"{index}: tensor {name[:80]!r} lies in {str(file)[:80]!r}, no file here"
             )
     return weight_map
 
@@ -104,7 +104,7 @@ def _refuse_missing(folder: Path, sources: dict[str, TensorSource]) -> None:
     for name, file in _weight_map(index).items():
         if name not in sources or sources[name].origin.name != file:
             raise WeightsError(
-                f"{folder / file}: lacks tensor {name[:80]}, which the index puts there"
+                f"{folder / file}: lacks tensor {name[:80]!r}, which the index puts there"
             )
 
 
@@ -120,6 +120,10 @@ def _file_sources(path: Path) -> dict[str, TensorSource]:
 
 
 def _source(path: Path, file: Any, name: str) -> TensorSource:
+    if not name.isprintable():
+        raise WeightsError(
+            f"{path}: tensor name {name[:80]!r} is not printable; the file is damaged"
+        )
     view = file.get_slice(name)
     shape, kind = tuple(view.get_shape()), view.get_dtype()
     if kind not in _READABLE:
@@ -151,7 +155,7 @@ def _fp8_block(folder: Path, config: dict[str, Any]) -> tuple[int, int]:
         or not all(type(side) is int and 1 <= side <= 4096 for side in block)
     ):
         raise WeightsError(
-            f"{folder}: config.json says weight_block_size {str(block)[:60]}; give two sizes"
+            f"{folder}: config.json says weight_block_size {block!r:.60}; give two sizes"
         )
     return block[0], block[1]
 

@@ -75,8 +75,8 @@ def save_folder(
 
     dtype: float32, float16 or bfloat16; None keeps the embedding's. tokenizer_files: a folder to
     take them from, or the files. fp8_blocks: projections as e4m3 with 128x128 block scales.
-    Raises WeightsError when `path` holds something already or the disk refuses; nothing half-written
-    is left behind.
+    Raises WeightsError when `path` holds something already or the disk refuses; nothing half
+    written is left behind.
     """
     path = Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
