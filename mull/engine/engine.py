@@ -203,10 +203,9 @@ class Engine:
 
     def cancel(self, request_id: int) -> bool:
         """Drop all samples of a request at once; their "end" events come with the next step."""
-        seqs = self._samples.get(request_id, [])
-        for seq in list(seqs):
-            reply = self._replies[seq]
-            self._pending += reply.cancel()
+        seqs = list(self._samples.get(request_id, []))
+        for seq in seqs:
+            self._pending += self._replies[seq].cancel()
             self._drop(seq)
         return bool(seqs)
 
@@ -294,10 +293,11 @@ class Engine:
         if reply is None or reason is None:
             return []
         events: list[Event] = []
+        reply.closing(reason)
         for token in self._closing_ids(reply):
             if not reply.is_finished:
                 events += self._accept(seq, token, None, is_forced=True)
-        reply.closed(reason)
+        reply.closed()
         return events
 
     def _closing_ids(self, reply: Reply) -> list[int]:

@@ -67,6 +67,7 @@ class Reply:
         self._texts: dict[str, list[str]] = {"thinking": [], "answer": []}
         self._tool_calls: list[ToolCall] = []
         self._tail = ""
+        self._closing_tokens = self._thought = 0
         self._new_ids: list[int] = []
         self._new_logprobs: list[TokenLogprob] = []
         self._submitted = submitted
@@ -106,18 +107,25 @@ class Reply:
             return None
         if "loop" in self.details and "thinking_closed" not in self.details:
             return "loop"
-        return self.control.reason_to_close(self.parser.thinking_tokens, self._tail)
+        return self.control.reason_to_close(self.thinking_tokens, self._tail)
 
     @property
     def is_mid_line(self) -> bool:
         return bool(self._tail) and not self._tail.endswith("\n")
 
-    def closed(self, reason: CloseReason) -> None:
+    @property
+    def thinking_tokens(self) -> int:
+        """What the model thought, without what the engine put there to close it."""
+        return self.parser.thinking_tokens - self._closing_tokens
+
+    def closing(self, reason: CloseReason) -> None:
+        """The closing tokens are about to be pushed."""
+        self._thought = self.thinking_tokens
+        self.details["thinking_closed"] = {"reason": reason, "thinking_tokens": self._thought}
+
+    def closed(self) -> None:
         """The closing tokens have been pushed."""
-        self.details["thinking_closed"] = {
-            "reason": reason,
-            "thinking_tokens": self.parser.thinking_tokens,
-        }
+        self._closing_tokens += self.thinking_tokens - self._thought
         self.control.wants_answer = False
         if self.loops is not None:
             self.loops.forget()
@@ -214,7 +222,7 @@ class Reply:
             usage=Usage(
                 prompt_tokens=seq.prompt_length,
                 cached_tokens=min(seq.cached_tokens or 0, seq.prompt_length),
-                reasoning_tokens=self.parser.thinking_tokens,
+                reasoning_tokens=self.thinking_tokens,
                 completion_tokens=seq.generated,
             ),
             timing=self._timing(),
