@@ -12,7 +12,7 @@ from typing import Any
 from tokenizers import Tokenizer as BackendTokenizer
 
 from ..errors import TextError
-from .vocabulary import MAX_TOKEN_CHARS, MAX_TOKENS, Kind, Vocabulary
+from .vocabulary import MAX_TOKEN_CHARS, MAX_TOKENS, Kind, Vocabulary, is_unicode
 
 _MAX_BYTES = 256 * 1024 * 1024
 # DeepSeek does not mark its role and tool tokens as special; conversion to GGUF does, by this look
@@ -68,7 +68,7 @@ def _texts(model: dict[str, Any], added: list[Any], path: Path) -> list[str]:
             raise TextError(f"{path}: an entry of added_tokens is no object")
         pairs.append((token.get("content"), token.get("id")))
     for text, index in pairs:
-        if not isinstance(text, str) or len(text) > MAX_TOKEN_CHARS:
+        if not isinstance(text, str) or len(text) > MAX_TOKEN_CHARS or not is_unicode(text):
             raise TextError(f"{path}: a token is no text, or longer than {MAX_TOKEN_CHARS}")
         if not isinstance(index, int) or not 0 <= index < MAX_TOKENS:
             raise TextError(f"{path}: token {text[:40]!r} has id {str(index)[:20]}; refused")
@@ -108,6 +108,8 @@ def _without_structure(
             [_HIDDEN + str(i) if p[0] in hidden else p[0], *p[1:]] for i, p in enumerate(vocab)
         ]
     if "merges" in model:
+        if not isinstance(model["merges"], list):
+            raise TextError(f"{path}: merges is no list; the file is damaged")
         model["merges"] = [m for m in model["merges"] if _product(m) not in hidden]
     unknown = model.get("unk_token")
     if isinstance(unknown, str) and unknown in hidden:
@@ -122,7 +124,9 @@ def _without_structure(
 
 
 def _product(merge: Any) -> str:
-    return merge.replace(" ", "") if isinstance(merge, str) else "".join(map(str, merge))
+    """What a merge makes; it is written "a b" or ["a", "b"]."""
+    parts = merge.split(" ") if isinstance(merge, str) else merge
+    return "".join(p for p in parts if isinstance(p, str)) if isinstance(parts, list) else ""
 
 
 def _prepends(processor: Any, bos: str | None) -> bool:
@@ -130,11 +134,12 @@ def _prepends(processor: Any, bos: str | None) -> bool:
     if not isinstance(processor, dict) or not bos:
         return False
     if processor.get("type") == "Sequence":
-        return any(_prepends(p, bos) for p in processor.get("processors") or [])
-    if processor.get("type") != "TemplateProcessing":
-        return False
-    first = (processor.get("single") or [{}])[0]
-    return isinstance(first, dict) and (first.get("SpecialToken") or {}).get("id") == bos
+        inner = processor.get("processors")
+        return isinstance(inner, list) and any(_prepends(p, bos) for p in inner)
+    single = processor.get("single")
+    first = single[0] if isinstance(single, list) and single else None
+    token = first.get("SpecialToken") if isinstance(first, dict) else None
+    return isinstance(token, dict) and token.get("id") == bos
 
 
 def _template(folder: Path, config: dict[str, Any]) -> str | None:
@@ -143,8 +148,8 @@ def _template(folder: Path, config: dict[str, Any]) -> str | None:
         return _read(path)
     template = config.get("chat_template")
     if isinstance(template, list):  # several by name; the one called default is for chat
-        named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-        template = named.get("default")
+        entries = [t for t in template if isinstance(t, dict) and t.get("name") == "default"]
+        template = entries[0].get("template") if entries else None
     return template if isinstance(template, str) else None
 
 

@@ -15,9 +15,7 @@ from tokenizers import Tokenizer as BackendTokenizer
 from ..errors import TextError
 from . import gguf_vocabulary, hf_vocabulary
 from .sentencepiece import SentencePieces, byte_value
-from .vocabulary import BYTE_OF_CHAR, Kind, Vocabulary
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
+from .vocabulary import BYTE_OF_CHAR, SURROGATE, Kind, Vocabulary, is_unicode
 
 
 class Tokenizer:
@@ -47,6 +45,7 @@ class Tokenizer:
         self._pieces = pieces
         self._leftmost = leftmost
         self._byte_level = pieces is None and not _writes_spaces_as_blocks(bpe)
+        self._strips_leading_space = pieces.space_prefix if pieces else self._puts_space_first()
         self._lacks_bytes = bpe is not None and bpe.get_vocab_size() > self.vocab_size
         self._bytes_of: dict[int, bytes] = {}
 
@@ -115,7 +114,7 @@ class Tokenizer:
     @property
     def strips_leading_space(self) -> bool:
         """Whether encoding puts a space before a text, which decoding takes away again."""
-        return self._pieces is not None and self._pieces.space_prefix
+        return self._strips_leading_space
 
     def is_control(self, token: int) -> bool:
         """Whether a token has no text of its own (end of turn, role markers)."""
@@ -151,8 +150,18 @@ class Tokenizer:
             return self._pieces.encode(prefix + text)
         if self._bpe is None:
             raise TextError("this tokenizer can only decode")
-        ids: list[int] = self._bpe.encode(text, add_special_tokens=False).ids
+        try:
+            ids: list[int] = self._bpe.encode(text, add_special_tokens=False).ids
+        except Exception as error:  # the package raises bare Exception on a fault in the file
+            reason = " ".join(str(error).split())[:200]
+            raise TextError(f"this tokenizer cannot encode: {reason}") from error
         return [i for i in ids if i < self.vocab_size] if self._lacks_bytes else ids
+
+    def _puts_space_first(self) -> bool:
+        if self._bpe is None or self._byte_level:
+            return False
+        tokens: list[str] = self._bpe.encode("a", add_special_tokens=False).tokens
+        return bool(tokens) and tokens[0].startswith("▁")
 
     @cached_property
     def _special_pattern(self) -> re.Pattern[str]:
@@ -206,9 +215,7 @@ def _split_leftmost(
 
 def _without_surrogates(text: str) -> str:
     """A lone half of a surrogate pair is no text: it becomes U+FFFD, as on the way back."""
-    if text.isascii() or not _SURROGATE.search(text):
-        return text
-    return _SURROGATE.sub("\ufffd", text)
+    return text if is_unicode(text) else SURROGATE.sub("\ufffd", text)
 
 
 def _writes_spaces_as_blocks(bpe: BackendTokenizer | None) -> bool:

@@ -45,6 +45,7 @@ END_NAMES = (
     "<｜end▁of▁sentence｜>",
 )
 
+SURROGATE = re.compile("[\ud800-\udfff]")
 _BRACKET_TAG = re.compile(r"\[/?[A-Z][A-Z0-9_ ]*\]")
 
 
@@ -92,6 +93,11 @@ class Vocabulary:
         return frozenset(i for i in (*named, *by_name) if 0 <= i < len(self.texts))
 
 
+def is_unicode(text: str) -> bool:
+    """Whether `text` has no lone half of a surrogate pair, which no encoding can write."""
+    return text.isascii() or not SURROGATE.search(text)
+
+
 def checked_texts(tokens: object, where: str) -> list[str]:
     """A token list out of an untrusted file, or a TextError naming what is wrong with it."""
     if isinstance(tokens, str) or not isinstance(tokens, Sequence):
@@ -104,6 +110,8 @@ def checked_texts(tokens: object, where: str) -> list[str]:
         text = token.decode("utf-8", "replace") if isinstance(token, bytes) else token
         if not isinstance(text, str):
             raise TextError(f"{where}[{index}] is {type(token).__name__}, expected text")
+        if not is_unicode(text):
+            raise TextError(f"{where}[{index}] is no Unicode text; the file is damaged")
         if len(text) > MAX_TOKEN_CHARS:
             raise TextError(f"{where}[{index}] is {len(text)} characters long; refused")
         text = text or f"[EMPTY_{index}]"
