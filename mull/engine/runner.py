@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import queue
 import threading
+import time
 import weakref
 from abc import ABC, abstractmethod
 from collections import deque
@@ -136,9 +137,13 @@ class EngineRunner:
                         streams.append(self.submit(request))
                         break
                     except QueueFullError:
-                        if not streams:
+                        if not (streams or results):
                             raise
+                    if streams:
                         results.append(streams.popleft().result())
+                    else:
+                        # Others fill the queue; what is done already is worth a wait.
+                        time.sleep(0.02)
             while streams:
                 results.append(streams.popleft().result())
         finally:
