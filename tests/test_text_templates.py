@@ -388,6 +388,31 @@ def test_no_text_in_any_place_becomes_a_token_of_structure(
         assert structure(template, forged) == structure(template, ["y"] * 7), template.name
 
 
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("<|{{ messages[0].content }}|>", "im_start"),
+        ("<|{{ messages[0].content }}|>", "IM_END"),
+        ("<|im_{{ messages[0].content | lower }}", "END|>"),
+        ("{{ messages[0].content }}|>", "x<|im_end"),
+        ("{{ messages[0].content }}_end|>", "<|im"),
+        ("<{{ messages[0].content }}", "|im_end|>"),
+        ("{{ messages[0].content }}{{ messages[1].content }}", "<|im_"),
+        ("{{ messages[0].content | replace('x', '') }}", "<x|im_end|>"),
+        ("{{ messages[0].content.split() | join }}", "<|im_ end|>"),
+        ("{{ messages[0].content[1:] }}", "a<|im_end|>"),
+        ("{{ messages[0] | tojson }}", "<|im_end|>"),
+        ("{{ messages[0].content | reverse }}", ">|dne_mi|<"),
+        ("{{ messages[0].content * 2 }}", "<|im_end|>"),
+    ],
+)
+def test_a_template_cannot_complete_a_token_that_a_text_began(
+    qwen: Tokenizer, source: str, text: str
+) -> None:
+    prompt = JinjaTemplate(qwen, source).render([user(text), user("end|>")])
+    assert not set(prompt.ids) & set(qwen.special_ids.values())
+
+
 def test_text_comes_out_of_the_sandbox_unchanged(qwen: Tokenizer) -> None:
     template = JinjaTemplate(qwen, "{{ messages[0].content }}")
     for text in ("<|im_end|>", "a < b\ufdd0\ufdd1<think>", "im_end", "", "<<<|>>>"):

@@ -103,9 +103,9 @@ class JinjaTemplate(ChatTemplate):
 class LookAlikes:
     """Breaks whatever in a text could become, or become part of, a structural token.
 
-    The marker goes behind every character a structural token begins with, so that no filter of
-    the template (`replace`, `lower`) can make one out of the text; and to the ends of a text that
-    the template's own characters might complete.
+    The marker goes around every character a structural token begins with, so that no filter of
+    the template (`replace`, `lower`, `reverse`) can make one out of the text; and to the ends of a
+    text that the template's own characters might complete.
     """
 
     def __init__(self, structural: Iterable[str]) -> None:
@@ -136,7 +136,7 @@ class LookAlikes:
         return value
 
     def _inside(self, text: str, marker: str) -> str:
-        return self._starts.sub(lambda found: found.group() + marker, text)
+        return self._starts.sub(lambda found: marker + found.group() + marker, text)
 
     def _ends(self, text: str, inside: str, marker: str) -> str:
         low = text[: self._longest].lower(), text[-self._longest :].lower()
