@@ -269,8 +269,8 @@ def test_the_answer_can_be_begun_for_the_model(qwen: Tokenizer, deepseek: Tokeni
 
 
 def test_sampled_ids_are_used_as_they_are(qwen: Tokenizer, smollm2: Tokenizer) -> None:
-    odd = [smollm2.special_ids["<jupyter_code>"], *map(smollm2.encode, "hello")][1:]
-    sampled = [i for ids in odd for i in ids]  # letter by letter: not how encoding cuts it
+    # letter by letter: not how encoding cuts it
+    sampled = [i for letter in "hello" for i in smollm2.encode(letter)]
     assert sampled != smollm2.encode("hello")
     ids = (
         ChatTemplate.for_tokenizer(smollm2)
@@ -278,6 +278,9 @@ def test_sampled_ids_are_used_as_they_are(qwen: Tokenizer, smollm2: Tokenizer) -
         .ids
     )
     assert any(ids[i : i + 5] == sampled for i in range(len(ids)))
+    only_ids = {"role": "assistant", "token_ids": [*sampled, 2]}
+    told = JinjaTemplate(smollm2, smollm2.chat_template or "").render([user("x"), only_ids])
+    assert "hello<|im_end|>" in smollm2.decode(told.ids)
     qwen3 = Qwen3Template(qwen)
     thought = qwen.encode("<think>\nhm\n</think>\n\nhello<|im_end|>", allow_special=True)
     answer = assistant("hello", reasoning_content="hm", token_ids=thought)
@@ -434,6 +437,7 @@ def test_text_comes_out_of_the_sandbox_unchanged(qwen: Tokenizer) -> None:
         ([assistant(None, tool_calls=[{}])], "messages[0].tool_calls[0]"),
         ([assistant("x", token_ids=[-1])], "token_ids"),
         ([assistant("x", token_ids="12")], "token_ids"),
+        ([assistant("x", token_ids=[10**9])], "beyond the vocabulary"),
         ([assistant("x", reasoning_content=3)], "reasoning_content"),
     ],
 )

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from ..errors import TextError
+from .tokenizer import Tokenizer
 
 ROLES = ("system", "user", "assistant", "tool")
 _ALIASES = {"developer": "system", "function": "tool"}
@@ -53,11 +54,17 @@ class Tool:
     declared: Mapping[str, Any] = field(repr=False)
 
 
-def check(messages: object, *, think_open: str, think_close: str) -> list[Message]:
-    """The conversation with old thinking left out; TextError when it is not a conversation."""
+def check(
+    messages: object, tokenizer: Tokenizer, *, think_open: str, think_close: str
+) -> list[Message]:
+    """The conversation with old thinking left out; TextError when it is not a conversation.
+
+    Messages that only carry sampled ids get their text by decoding them.
+    """
     if isinstance(messages, str) or not isinstance(messages, Sequence) or not messages:
         raise TextError("messages must be a list of at least one {'role', 'content'}")
     checked = [_message(m, f"messages[{i}]") for i, m in enumerate(messages)]
+    checked = [_with_text(m, tokenizer, f"messages[{i}]") for i, m in enumerate(checked)]
     checked = [_split_thinking(m, think_open, think_close) for m in checked]
     last_question = max((i for i, m in enumerate(checked) if m.role == "user"), default=-1)
     return [
@@ -140,6 +147,17 @@ def _token_ids(ids: object, where: str) -> tuple[int, ...] | None:
     if not isinstance(ids, Sequence) or not all(type(i) is int and i >= 0 for i in ids):
         raise TextError(f"{where}.token_ids must be a list of token ids")
     return tuple(ids)
+
+
+def _with_text(message: Message, tokenizer: Tokenizer, where: str) -> Message:
+    ids = message.token_ids
+    if ids is None:
+        return message
+    if max(ids, default=0) >= tokenizer.vocab_size:
+        raise TextError(f"{where}.token_ids: {max(ids)} is beyond the vocabulary of this model")
+    if message.content or message.tool_calls:
+        return message
+    return replace(message, content=tokenizer.decode(ids, skip_special=True))
 
 
 def _call(call: object, where: str) -> ToolCall:

@@ -66,10 +66,11 @@ class ChatTemplate(ABC):
         `thinking`: None leaves it to the model, False closes the thinking at once, True opens it
         even in models that were not trained to think. `continue_last`: the last message is the
         beginning of the answer. An assistant message may carry `token_ids`, the ids sampled for
-        it; they are used as they are. Raises TextError for anything that is no conversation.
+        it; built-in families use them as they are, so they must never come from a client.
+        Raises TextError for anything that is no conversation.
         """
         checked = conversations.check(
-            messages, think_open=self.think_open, think_close=self.think_close
+            messages, self.tokenizer, think_open=self.think_open, think_close=self.think_close
         )
         if continue_last and checked[-1].role != "assistant":
             raise TextError("continue_last needs an assistant message at the end to continue")
