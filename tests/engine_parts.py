@@ -85,14 +85,14 @@ def make_engine(model: CausalLM, tokenizer: Tokenizer, **options: Any) -> Engine
 
 def drain(engine: Engine) -> tuple[dict[tuple[int, int], Output], list[Event]]:
     """Step until nothing is left; outputs by (request id, sample index), and all events."""
-    outputs: dict[tuple[int, int], Output] = {}
     events: list[Event] = []
     while engine.has_work:
-        for event in engine.step():
-            events.append(event)
-            if event.output is not None:
-                outputs[event.request_id, event.index] = event.output
-    return outputs, events
+        events += engine.step()
+    return collect(events), events
+
+
+def collect(events: list[Event]) -> dict[tuple[int, int], Output]:
+    return {(e.request_id, e.index): e.output for e in events if e.output is not None}
 
 
 def generate(engine: Engine, requests: list[Request]) -> list[Output]:

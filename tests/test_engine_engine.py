@@ -1,6 +1,7 @@
 """Batched, chunked, cached, preempted and forked generation gives what one at a time gives."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from engine_parts import (
     EOS,
     LLAMA,
     VOCABULARY,
+    collect,
     drain,
     generate,
     make_engine,
@@ -17,6 +19,8 @@ from engine_parts import (
     tiny_model,
     tiny_tokenizer,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from mull.engine.engine import Engine
 from mull.engine.paged import PagedSequences
@@ -371,3 +375,60 @@ def test_the_cache_takes_what_the_config_says(model, tokenizer):
         assert engine.cache.bytes == 512 * model.config.cache_bytes_per_token(dtype)
     by_bytes = make_engine(model, tokenizer, cache_tokens=None, cache_bytes=300_000)
     assert 280_000 < by_bytes.cache.bytes <= 300_000
+
+
+OPERATIONS = st.lists(
+    st.one_of(
+        st.tuples(st.just("submit"), st.integers(0, 9), st.integers(1, 3), st.sampled_from("ab")),
+        st.tuples(st.just("cancel"), st.integers(0, 9)),
+        st.tuples(st.just("step"), st.integers(1, 8)),
+    ),
+    min_size=5,
+    max_size=25,
+)
+
+
+@pytest.fixture(scope="module")
+def expected(llama: CausalLM, tokenizer: Tokenizer) -> list[tuple[Request, list[int]]]:
+    """Ten prompts, some beginning alike, and what each gives alone."""
+    shared = random_ids(40, 77)
+    prompts = [shared[: 8 * i] + random_ids(3 + i, i) for i in range(10)]
+    requests = [greedy(prompt, 6 + 5 * (i % 4)) for i, prompt in enumerate(prompts)]
+    alone = one_at_a_time(llama, tokenizer, requests)
+    return [(r, o.token_ids) for r, o in zip(requests, alone, strict=True)]
+
+
+@given(operations=OPERATIONS, blocks=st.integers(12, 30))
+@settings(max_examples=60, derandomize=True, deadline=None)
+def test_whatever_is_submitted_and_cancelled_every_answer_is_what_it_is_alone(
+    llama, tokenizer, expected, operations, blocks
+):
+    engine = make_engine(
+        llama,
+        tokenizer,
+        cache_tokens=8 * blocks,
+        block_size=8,
+        max_batch_tokens=24,
+        max_running=5,
+    )
+    wanted: dict[int, list[int]] = {}
+    outputs: dict[tuple[int, int], Output] = {}
+    for name, *arguments in operations:
+        if name == "submit":
+            which, samples, namespace = arguments
+            request, ids = expected[which]
+            sampling = replace(request.sampling, n=samples)
+            sent = replace(request, sampling=sampling, namespace=namespace)
+            wanted[engine.submit(sent)] = ids
+        elif name == "cancel":
+            engine.cancel(arguments[0])
+        else:
+            for _ in range(arguments[0]):
+                outputs.update(collect(engine.step()))
+    outputs.update(drain(engine)[0])
+    assert used_blocks(engine) == 0
+    assert {request_id for request_id, _ in outputs} == set(wanted)
+    for (request_id, _), output in outputs.items():
+        ids = wanted[request_id]
+        complete = output.finish_reason != "cancelled"
+        assert output.token_ids == (ids if complete else ids[: len(output.token_ids)])

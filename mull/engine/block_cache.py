@@ -41,7 +41,7 @@ class BlockManager:
 
         One token at least is always left to compute: without it there would be no logits.
         """
-        self._extend_hashes(seq)
+        self.hash_blocks(seq)
         found: list[int] = []
         for block_hash in seq.block_hashes[: (len(seq) - 1) // self.block_size]:
             block = self.block_of.get(block_hash)
@@ -82,7 +82,7 @@ class BlockManager:
         full = seq.computed // self.block_size
         if seq.committed_blocks >= full:
             return
-        self._extend_hashes(seq)
+        self.hash_blocks(seq)
         for i in range(seq.committed_blocks, full):
             block_hash, block = seq.block_hashes[i], seq.block_table[i]
             # When two sequences computed the same block side by side, the first stays known.
@@ -139,7 +139,8 @@ class BlockManager:
             self.evictions += 1
         return block
 
-    def _extend_hashes(self, seq: Sequence) -> None:
+    def hash_blocks(self, seq: Sequence) -> None:
+        """Bring seq.block_hashes up to all its full blocks."""
         size, hashes = self.block_size, seq.block_hashes
         for i in range(len(hashes), len(seq) // size):
             previous = hashes[i - 1] if i else _namespace_root(seq.namespace)

@@ -131,10 +131,11 @@ class Scheduler:
         return budget
 
     def _admit(self, chunks: list[Chunk], budget: int) -> None:
+        prefilling = [seq for seq in self.running if not seq.is_decoding]
         for seq in list(self.waiting):
             if budget <= 0 or len(self.running) >= self.max_running:
                 break
-            if self._is_prefix_under_way(seq):
+            if self._is_prefix_under_way(seq, prefilling):
                 continue
             # Room for every running sequence to grow, or the newcomer would soon be preempted.
             if not self.blocks.can_allocate(seq, spare=len(self.running)):
@@ -145,6 +146,7 @@ class Scheduler:
             if seq.cached_tokens is None:
                 seq.cached_tokens = seq.computed
             self._enter(seq)
+            prefilling.append(seq)
             budget -= self._prefill(seq, chunks, budget)
 
     def _prefill(self, seq: Sequence, chunks: list[Chunk], budget: int) -> int:
@@ -152,22 +154,21 @@ class Scheduler:
         chunks.append(Chunk(seq, seq.computed, count))
         return count
 
-    def _is_prefix_under_way(self, seq: Sequence) -> bool:
-        """Whether a running sequence is computing just the block this one would need next.
+    def _is_prefix_under_way(self, seq: Sequence, prefilling: list[Sequence]) -> bool:
+        """Whether one of these is computing a block that this sequence begins with as well.
 
         Waiting a step or two for it costs less than computing it twice.
         """
-        prefilling = [other for other in self.running if not other.is_decoding]
-        if not prefilling:
-            return False
-        next_block = len(self.blocks.cached_prefix(seq))
-        if next_block >= (len(seq) - 1) // self.blocks.block_size:
-            return False
-        wanted = seq.block_hashes[next_block]
-        return any(
-            next_block < len(other.block_hashes) and other.block_hashes[next_block] == wanted
-            for other in prefilling
-        )
+        size = self.blocks.block_size
+        self.blocks.hash_blocks(seq)
+        wanted = seq.block_hashes[: (len(seq) - 1) // size]
+        for other in prefilling:
+            block = other.computed // size
+            if block < min(len(wanted), len(other.block_hashes)) and (
+                wanted[block] == other.block_hashes[block]
+            ):
+                return True
+        return False
 
     def _enter(self, seq: Sequence) -> None:
         seq.is_running = True
