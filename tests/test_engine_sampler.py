@@ -178,3 +178,19 @@ def test_a_certain_token_is_always_drawn():
         params = SamplingParams(**{k: v for k, v in kind.items() if k != "logit_bias"})
         seqs = [make_sequence(params, seed) for seed in range(50)]
         assert set(sampler.sample(logits.clone(), seqs)[0]) == {4999}
+
+
+def test_every_position_sample_and_seed_draws_anew():
+    flat = torch.zeros(1, 5001)
+
+    def draw(seed: int = 0, index: int = 0, answered: int = 0) -> int:
+        seq = make_sequence(SamplingParams(), seed, [1] * answered)
+        seq.index = index
+        return sampler.sample(flat.clone(), [seq])[0][0]
+
+    for tokens in (
+        [draw(answered=i) for i in range(50)],
+        [draw(index=i) for i in range(50)],
+        [draw(seed=i) for i in range(50)],
+    ):
+        assert len(set(tokens)) > 45
