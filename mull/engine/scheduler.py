@@ -95,7 +95,6 @@ class Scheduler:
 
     def remove(self, seq: Sequence) -> None:
         """A finished or cancelled sequence gives back all it holds, at once."""
-        seq.is_finished = True
         if seq.is_running:
             self._leave(seq)
             self.blocks.free(seq)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from array import array
 
-from mull.engine.request import Request, SamplingParams, TokenLogprob
+from mull.engine.request import Request, SamplingParams
 
 
 class Sequence:
@@ -32,11 +32,9 @@ class Sequence:
         self.block_hashes: list[bytes] = []
         self.committed_blocks = 0
         self.is_running = False
-        self.is_finished = False
         self.cached_tokens: int | None = None
         self.preemptions = 0
         self.siblings: list[Sequence] = []
-        self.logprobs: list[TokenLogprob] = []
         # Occurrences in the answer of every token seen; 0 for those of the prompt alone.
         self.seen: dict[int, int] = {}
         if self.sampling.has_penalties:
