@@ -1,8 +1,6 @@
 """GGUF against transformers' logits of the same weights, and against llama.cpp on the same file."""
 
-import subprocess
-import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 from weights_examples import (
+    LLAMA3_ROPE,
     Q8,
     TINY,
     folder_files,
@@ -27,7 +26,6 @@ from weights_examples import (
 from mull.errors import WeightsError
 from mull.weights import load_config, load_model, tokenizer_source
 from mull.weights.gguf_file import READABLE_TYPES, GgufFile
-from mull.weights.gguf_header import MAX_METADATA_VALUES
 
 
 @pytest.fixture(autouse=True)
@@ -77,6 +75,151 @@ def test_metadata_gives_back_the_configuration_it_was_made_of(tmp_path: Path, na
     same = {"dtype": "float32", "bos_token_id": None, "eos_token_ids": (), "initializer_range": 0}
     same["num_nextn_predict_layers"] = 0
     assert replace(read, **same) == replace(wanted, **same)
+
+
+def _fuse_gate_and_up(tensors: dict[str, np.ndarray]) -> None:
+    for name in [name for name in tensors if "ffn_gate_exps" in name]:
+        halves = (tensors.pop(name), tensors.pop(name.replace("gate", "up")))
+        tensors[name.replace("gate", "gate_up")] = np.concatenate(halves, axis=1)
+
+
+def _fold_heads(tensors: dict[str, np.ndarray]) -> None:
+    for name in [name for name in tensors if "attn_k_b" in name or "attn_v_b" in name]:
+        tensors[name] = tensors[name].reshape(-1, tensors[name].shape[-1])
+
+
+def _both_mla_layouts(tensors: dict[str, np.ndarray]) -> None:
+    for name in [name for name in tensors if "attn_k_b" in name]:
+        keys = tensors[name].transpose(0, 2, 1)
+        both = np.concatenate((keys, tensors[name.replace("k_b", "v_b")]), axis=1)
+        tensors[name.replace("k_b", "kv_b")] = both.reshape(-1, both.shape[-1])
+
+
+def _early_bias_name(tensors: dict[str, np.ndarray]) -> None:
+    for name in [name for name in tensors if "exp_probs_b" in name]:
+        tensors[name.replace(".bias", ".weight")] = tensors.pop(name)
+
+
+def _precomputed_tables(tensors: dict[str, np.ndarray]) -> None:
+    tensors["blk.0.attn_rot_embd.weight"] = np.ones(8, np.float32)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [_fuse_gate_and_up, _fold_heads, _both_mla_layouts, _early_bias_name, _precomputed_tables],
+)
+def test_layouts_that_files_came_in_over_time_are_the_same_model(
+    tmp_path: Path, change: Callable[[dict[str, np.ndarray]], None]
+) -> None:
+    model = random_model("deepseek_v3")
+    path = write_gguf(model, tmp_path / "model.gguf", change=change)
+    ids = random_ids(50)
+    ours = our_logits(load_model(gguf_files(path), dtype=torch.float32), ids)
+    assert (ours - oracle_logits(model, ids)).abs().max() < 1e-4
+
+
+WRONG_TENSORS: dict[str, tuple[str, Callable[[dict[str, np.ndarray]], object], str]] = {
+    "missing": ("llama", lambda t: t.pop("blk.1.ffn_up.weight"), "layers.1.mlp.up_proj"),
+    "no embedding": ("llama", lambda t: t.pop("token_embd.weight"), r"token_embd\.weight"),
+    "surplus": (
+        "llama",
+        lambda t: t.update({"blk.0.ssm_a.weight": np.ones(4, np.float32)}),
+        r"blk\.0\.ssm_a\.weight belongs to no part",
+    ),
+    "a layer too many": (
+        "llama",
+        lambda t: t.update({"blk.7.ffn_up.weight": t["blk.0.ffn_up.weight"]}),
+        "layers.7.mlp.up_proj",
+    ),
+    "wrong shape": (
+        "llama",
+        lambda t: t.update({"blk.0.ffn_up.weight": t["blk.0.ffn_up.weight"][:-1]}),
+        r"shape \(95, 64\).*\(96, 64\)",
+    ),
+    "half a rotary head": (
+        "llama",
+        lambda t: t.update({"blk.0.attn_q.weight": t["blk.0.attn_q.weight"][:-1]}),
+        "no multiple of an even head size",
+    ),
+    "rope factors of another head": (
+        "llama3_rope",
+        lambda t: t.update({"rope_freqs.weight": np.ones(3, np.float32)}),
+        r"rope_freqs\.weight has the shape",
+    ),
+    "rope factors of another scaling": (
+        "llama3_rope",
+        lambda t: t.update({"rope_freqs.weight": np.linspace(1, 9, 16, dtype=np.float32)}),
+        "not llama3 scaling",
+    ),
+    "an expert missing": (
+        "deepseek_v3",
+        lambda t: t.update({"blk.1.ffn_up_exps.weight": t["blk.1.ffn_up_exps.weight"][:-1]}),
+        "has 8 experts",
+    ),
+    "half of the split attention": (
+        "deepseek_v3",
+        lambda t: t.pop("blk.1.attn_v_b.weight"),
+        "no attn_v_b beside it",
+    ),
+    "values of another size": (
+        "deepseek_v3",
+        lambda t: t.update({"blk.1.attn_v_b.weight": t["blk.1.attn_v_b.weight"][:, :-1]}),
+        r"attn_v_b\.weight has the shape",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_TENSORS)
+def test_what_is_wrong_with_the_tensors_is_said_in_one_line(tmp_path: Path, what: str) -> None:
+    name, change, said = WRONG_TENSORS[what]
+    path = write_gguf(random_model(name), tmp_path / "model.gguf", change=change)
+    with pytest.raises(WeightsError, match=said) as caught:
+        load_model(gguf_files(path))
+    assert "\n" not in str(caught.value)
+    assert "model.gguf" in str(caught.value)
+
+
+@pytest.mark.parametrize("high", [4.0, 2.5])
+def test_llama3_scaling_of_another_context_is_read_off_the_factors(
+    tmp_path: Path, high: float
+) -> None:
+    scaling = {**LLAMA3_ROPE, "original_max_position_embeddings": 1024, "high_freq_factor": high}
+    model = random_model("llama3_rope", head_dim=64, rope_scaling=scaling)
+    path = write_gguf(model, tmp_path / "model.gguf")
+    read = load_config(gguf_files(path)).rope_scaling
+    assert read is not None
+    assert read["original_max_position_embeddings"] == 1024
+    assert read["high_freq_factor"] == pytest.approx(high, abs=1e-3)
+    ids = random_ids(300)
+    ours = our_logits(load_model(gguf_files(path), dtype=torch.float32), ids)
+    assert (ours - oracle_logits(model, ids)).abs().max() < 1e-4
+
+
+def test_mtp_layers_in_a_gguf_are_skipped_or_loaded_as_asked(tmp_path: Path) -> None:
+    model = random_model("deepseek_v3")
+    extra = {
+        "nextn.enorm": np.full(64, 2.0, np.float32),
+        "nextn.hnorm": np.full(64, 3.0, np.float32),
+        "nextn.shared_head_norm": np.full(64, 4.0, np.float32),
+        "nextn.eh_proj": np.full((64, 128), 0.5, np.float32),
+        "nextn.embed_tokens": np.zeros((160, 64), np.float32),
+        "nextn.shared_head_head": np.zeros((160, 64), np.float32),
+    }
+
+    def add_layer(tensors: dict[str, np.ndarray]) -> None:
+        for name in [name for name in tensors if name.startswith("blk.2.")]:
+            tensors[name.replace("blk.2.", "blk.3.")] = tensors[name] + 0.25
+        tensors.update({f"blk.3.{name}.weight": array for name, array in extra.items()})
+
+    path = write_gguf(model, tmp_path / "model.gguf", change=add_layer, mtp_layers=1)
+    ids = random_ids(50)
+    ours = our_logits(load_model(gguf_files(path), dtype=torch.float32), ids)
+    assert (ours - oracle_logits(model, ids)).abs().max() < 1e-4
+    with_it = load_model(gguf_files(path), dtype=torch.float32, mtp=True)
+    assert (with_it.mtp[0].enorm.weight == 2.0).all()
+    assert (with_it.mtp[0].eh_proj.weight == 0.5).all()
+    last = with_it.model.layers[2].mlp.experts.down_proj
+    torch.testing.assert_close(with_it.mtp[0].mlp.experts.down_proj, last + 0.25)
 
 
 @pytest.mark.parametrize("quantised_type", [Q8, gguf.GGMLQuantizationType.Q4_0])
@@ -139,101 +282,11 @@ def test_version_2_reads_like_version_3_and_others_are_refused(tmp_path: Path) -
             load_config(gguf_files(path))
 
 
-def _string(text: bytes) -> bytes:
-    return len(text).to_bytes(8, "little") + text
-
-
-def _gguf(pairs: list[bytes], tensors: list[bytes] = [], data: bytes = b"") -> bytes:  # noqa: B006
-    counts = len(tensors).to_bytes(8, "little") + len(pairs).to_bytes(8, "little")
-    head = b"GGUF\x03\0\0\0" + counts + b"".join(pairs) + b"".join(tensors)
-    return head + b"\0" * (-len(head) % 32) + data
-
-
-def _entry(name: bytes, shape: list[int], kind: int, offset: int) -> bytes:
-    numbers = b"".join(size.to_bytes(8, "little") for size in shape)
-    return (
-        _string(name)
-        + len(shape).to_bytes(4, "little")
-        + numbers
-        + kind.to_bytes(4, "little")
-        + offset.to_bytes(8, "little")
-    )
-
-
-def _array(kind: int, count: int, items: bytes) -> bytes:
-    header = kind.to_bytes(4, "little") + count.to_bytes(8, "little")
-    return _string(b"key") + (9).to_bytes(4, "little") + header + items
-
-
-HUGE = 2**63
-DAMAGED = {
-    "nothing": b"",
-    "not gguf": b"PK\x03\x04" + b"\0" * 60,
-    "only the magic": b"GGUF",
-    "tensor count": b"GGUF\x03\0\0\0" + HUGE.to_bytes(8, "little") + b"\0" * 40,
-    "metadata count": b"GGUF\x03\0\0\0" + b"\0" * 8 + HUGE.to_bytes(8, "little") + b"\0" * 40,
-    "string length": _gguf([HUGE.to_bytes(8, "little") + b"abc" + b"\0" * 40]),
-    "array of bytes": _gguf([_array(0, HUGE, b"\0" * 40)]),
-    "array of strings": _gguf([_array(8, 2**40, b"\0" * 400)]),
-    "array of more values than allowed": _gguf(
-        [_array(0, MAX_METADATA_VALUES + 1, b"\0" * (MAX_METADATA_VALUES + 1))]
-    ),
-    "arrays in arrays": _gguf([_array(9, 1, (b"\x09\0\0\0" + b"\x01" + b"\0" * 7) * 50)]),
-    "array of unknown type": _gguf([_array(77, 1, b"\0" * 40)]),
-    "unknown type": _gguf([_string(b"key") + b"\x63\0\0\0" + b"\0" * 40]),
-    "key twice": _gguf([_string(b"key") + b"\0\0\0\0\x01"] * 2),
-    "not UTF-8": _gguf([_string(b"\xff\xfe") + b"\0\0\0\0\x01" + b"\0" * 40]),
-    "alignment": _gguf([_string(b"general.alignment") + b"\x04\0\0\0" + b"\x18\0\0\0"]),
-    "alignment of zero": _gguf([_string(b"general.alignment") + b"\x04\0\0\0" + b"\0\0\0\0"]),
-    "five dimensions": _gguf([], [_entry(b"t", [1] * 5, 0, 0)], b"\0" * 64),
-    "no dimension": _gguf([], [_entry(b"t", [], 0, 0) + b"\0" * 40], b"\0" * 64),
-    "empty dimension": _gguf([], [_entry(b"t", [8, 0], 0, 0)], b"\0" * 64),
-    "sizes that wrap around": _gguf([], [_entry(b"t", [2**33, 2**33], 0, 0)], b"\0" * 64),
-    "beyond the file": _gguf([], [_entry(b"t", [64], 0, 0)], b"\0" * 64),
-    "offset beyond the file": _gguf([], [_entry(b"t", [8], 0, 2**62)], b"\0" * 64),
-    "offset not aligned": _gguf([], [_entry(b"t", [8], 0, 4)], b"\0" * 64),
-    "unknown tensor type": _gguf([], [_entry(b"t", [8], 99, 0)], b"\0" * 64),
-    "half a block": _gguf([], [_entry(b"t", [40], 8, 0)], b"\0" * 64),
-    "tensor twice": _gguf([], [_entry(b"t", [8], 0, 0), _entry(b"t", [8], 0, 32)], b"\0" * 64),
-    "overlap": _gguf([], [_entry(b"t", [16], 0, 0), _entry(b"u", [8], 0, 32)], b"\0" * 96),
-    "a name with a line break": _gguf([], [_entry(b"t\nu", [8], 0, 0)], b"\0" * 64),
-}
-
-
-@pytest.mark.parametrize("what", DAMAGED)
-def test_a_damaged_header_is_refused_in_one_line(tmp_path: Path, what: str) -> None:
-    path = tmp_path / "bad.gguf"
-    path.write_bytes(DAMAGED[what])
-    with pytest.raises(WeightsError, match=r"bad\.gguf") as caught:
-        GgufFile(path)
-    assert "\n" not in str(caught.value)
-
-
-def test_the_helper_that_writes_damaged_headers_can_write_a_good_one(tmp_path: Path) -> None:
-    path = tmp_path / "good.gguf"
-    two = [_entry(b"t", [8], 0, 0), _entry(b"u", [4, 2], 0, 32)]
-    path.write_bytes(
-        _gguf([_array(9, 1, b"\x00\0\0\0" + b"\x02" + b"\0" * 7 + b"ab")], two, b"\0" * 64)
-    )
-    file = GgufFile(path)
-    assert file.metadata == {"key": [[97, 98]]}
-    assert {name: tensor.shape for name, tensor in file.tensors.items()} == {"t": (8,), "u": (2, 4)}
-
-
-def test_a_gguf_cut_anywhere_is_refused_by_name(tmp_path: Path) -> None:
-    path = write_gguf(random_model("llama"), tmp_path / "model.gguf")
-    good = path.read_bytes()
-    cut = tmp_path / "cut.gguf"
-    for length in [*range(0, 600, 7), *range(600, len(good), len(good) // 97), len(good) - 1]:
-        cut.write_bytes(good[:length])
-        with pytest.raises(WeightsError, match=r"cut\.gguf"):
-            load_model(gguf_files(cut))
-
-
 def _written(path: Path, architecture: str, **numbers: int) -> Path:
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in numbers.items():
         writer.add_uint32(f"{architecture}.{key.replace('__', '.')}", value)
+    writer.add_layer_norm_rms_eps(1e-6)
     writer.add_tensor("token_embd.weight", np.zeros((8, 4), np.float32))
     for write in ("header", "kv_data", "tensors"):
         getattr(writer, f"write_{write}_to_file")()
@@ -251,6 +304,43 @@ def test_missing_metadata_is_named(tmp_path: Path) -> None:
     path = _written(tmp_path / "m.gguf", "llama", embedding_length=4)
     with pytest.raises(WeightsError, match=r"llama\.block_count is 'absent'"):
         load_config(gguf_files(path))
+
+
+@pytest.mark.parametrize(
+    ("experts", "gating", "recorded", "wanted"),
+    [
+        (256, 2, None, (8, 4)),
+        (160, 1, None, (8, 3)),
+        (64, 1, None, (1, 1)),
+        (384, 2, None, (1, 1)),
+        (256, 2, (1, 1), (1, 1)),
+        (160, 1, (4, 2), (4, 2)),
+    ],
+)
+def test_routing_groups_that_old_files_do_not_record_are_the_trained_ones(
+    tmp_path: Path, experts: int, gating: int, recorded: tuple[int, int] | None, wanted: object
+) -> None:
+    numbers = {
+        "context_length": 64,
+        "embedding_length": 4,
+        "block_count": 1,
+        "feed_forward_length": 4,
+        "attention__head_count": 1,
+        "attention__kv_lora_rank": 4,
+        "attention__key_length": 6,
+        "attention__value_length": 4,
+        "rope__dimension_count": 2,
+        "expert_count": experts,
+        "expert_used_count": 2,
+        "expert_feed_forward_length": 4,
+        "expert_gating_func": gating,
+    }
+    if recorded:
+        numbers |= {"expert_group_count": recorded[0], "expert_group_used_count": recorded[1]}
+    path = _written(tmp_path / "m.gguf", "deepseek2", **numbers)
+    config = load_config(gguf_files(path))
+    assert (config.n_group, config.topk_group) == wanted
+    assert config.scoring_func == {1: "softmax", 2: "sigmoid"}[gating]
 
 
 def test_a_file_without_tokenizer_says_so(tmp_path: Path) -> None:
@@ -289,41 +379,3 @@ def test_200_greedy_tokens_of_smollm2_equal_transformers(smollm2_gguf: Path) -> 
     # our own 200 greedy tokens are these.
     picks = our_logits(ours, generated[:-1]).argmax(-1).tolist()
     assert picks[len(prompt) - 1 :] == generated[len(prompt) :]
-
-
-MEASURE = """
-import sys
-from pathlib import Path
-import torch
-from mull.weights import ModelFiles, load_model
-
-def anonymous_bytes():
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon"):
-            return int(line.split()[1]) * 1024
-
-peak = 0
-def watch(done, total):
-    global peak, calls
-    peak = max(peak, anonymous_bytes())
-
-torch.zeros(1) @ torch.zeros(1)
-before = anonymous_bytes()
-model = load_model(
-    ModelFiles("m", Path(sys.argv[1]), sys.argv[2]), dtype=torch.bfloat16, progress=watch
-)
-resident = sum(tensor.nbytes for tensor in model.state_dict().values())
-if model.config.tie_word_embeddings:
-    resident -= model.lm_head.weight.nbytes
-print(peak - before, resident)
-"""
-
-
-def test_loading_needs_at_most_1_3_times_the_resident_model(smollm2_gguf: Path) -> None:
-    # Pages of the mapped file are the kernel's to drop, so only anonymous memory counts. It is read
-    # after every few rows, while they are still held.
-    command = [sys.executable, "-c", MEASURE, str(smollm2_gguf), "gguf"]
-    result = subprocess.run(command, capture_output=True, text=True, check=True)
-    peak, resident = map(int, result.stdout.split())
-    assert resident == 134_515_008 * 2
-    assert peak <= 1.3 * resident

@@ -1,13 +1,17 @@
 """Loading as a whole: dtypes, progress, tokens, and what a hostile configuration may cost."""
 
 import json
+import subprocess
+import sys
 import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 from weights_examples import (
+    TINY,
     folder_files,
     gguf_files,
     our_logits,
@@ -18,7 +22,8 @@ from weights_examples import (
 )
 
 from mull.errors import MullError, WeightsError
-from mull.weights import load_config, load_model, tokenizer_source
+from mull.model import CausalLM, ModelConfig
+from mull.weights import load_config, load_model, save_folder, tokenizer_source
 
 
 def reconfigure(folder: Path, **changes: Any) -> None:
@@ -123,3 +128,56 @@ def test_a_hostile_configuration_costs_little_before_it_is_refused(
         assert tracemalloc.get_traced_memory()[1] < 30_000_000
     finally:
         tracemalloc.stop()
+
+
+MEASURE = """
+import sys
+from pathlib import Path
+import torch
+from mull.weights import ModelFiles, load_model
+
+def anonymous_bytes():
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("RssAnon"):
+            return int(line.split()[1]) * 1024
+
+peak = 0
+def watch(done, total):
+    global peak, calls
+    peak = max(peak, anonymous_bytes())
+
+torch.zeros(1) @ torch.zeros(1)
+before = anonymous_bytes()
+model = load_model(
+    ModelFiles("m", Path(sys.argv[1]), sys.argv[2]), dtype=torch.bfloat16, progress=watch
+)
+resident = sum(tensor.nbytes for tensor in model.state_dict().values())
+if model.config.tie_word_embeddings:
+    resident -= model.lm_head.weight.nbytes
+print(peak - before, resident)
+"""
+
+
+def peak_and_resident(path: Path, kind: str) -> tuple[int, int]:
+    # Pages of the mapped file are the kernel's to drop, so only anonymous memory counts. It is read
+    # after every few rows, while they are still held.
+    command = [sys.executable, "-c", MEASURE, str(path), kind]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    peak, resident = map(int, result.stdout.split())
+    return peak, resident
+
+
+def test_loading_a_gguf_needs_at_most_1_3_times_the_resident_model(smollm2_gguf: Path) -> None:
+    peak, resident = peak_and_resident(smollm2_gguf, "gguf")
+    assert resident == 134_515_008 * 2
+    assert peak <= 1.3 * resident
+
+
+def test_loading_a_folder_needs_at_most_1_3_times_the_resident_model(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 60_000, "hidden_size": 1024, "intermediate_size": 4096}
+    config = AutoConfig.for_model(**{**TINY["llama_tied"], **sizes})
+    model = CausalLM(ModelConfig.from_dict(config.to_dict()), dtype=torch.float16)
+    save_folder(model, tmp_path / "model")
+    peak, resident = peak_and_resident(tmp_path / "model", "hf")
+    assert resident > 150_000_000
+    assert peak <= 1.3 * resident

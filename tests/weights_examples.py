@@ -4,6 +4,7 @@ What llama.cpp's converter does to names, rows and metadata is written down here
 in its plainest form, so that the reader is not tested against itself.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -296,17 +297,33 @@ def write_gguf(
     split_mla: bool = True,
     quantise: gguf.GGMLQuantizationType = F32,
     tensors_per_part: int = 0,
+    tokens: int = 0,
+    mtp_layers: int = 0,
+    change: Callable[[dict[str, np.ndarray]], object] = lambda tensors: None,
 ) -> Path:
-    """A GGUF of a transformers model. quantise: the type of its matrices."""
+    """A GGUF of a transformers model.
+
+    quantise: the type of its matrices; tokens: how many a made-up vocabulary has; change: a last
+    hand at the tensors, by their names in the file.
+    """
     folder = saved_folder(model, path.parent / (path.stem + "_hf"))
     config = model.config
     architecture = gguf.MODEL_ARCH_NAMES[ARCHITECTURES[config.model_type]]
     writer = gguf.GGUFWriter(path, architecture, split_max_tensors=tensors_per_part)
     gguf_metadata(writer, config, split_mla=split_mla)
+    if mtp_layers:
+        writer.add_nextn_predict_layers(mtp_layers)
+        writer.add_block_count(config.num_hidden_layers + mtp_layers)
     writer.add_tokenizer_model("none")
+    if tokens:
+        writer.add_token_list([f"token{i}" for i in range(tokens)])
+        writer.add_token_scores([0.5] * tokens)
+        writer.add_token_types([1] * tokens)
+        writer.add_add_bos_token(True)
     tensors = gguf_tensors(config, checkpoint_tensors(folder), split_mla=split_mla)
     if config.rope_parameters.get("rope_type") == "llama3":
         tensors["rope_freqs.weight"] = llama3_factors(config.rope_parameters, config.head_dim)
+    change(tensors)
     for name, array in tensors.items():
         if array.ndim > 1 and quantise is not F32 and "ffn_gate_inp" not in name:
             writer.add_tensor(name, gguf.quants.quantize(array, quantise), raw_dtype=quantise)
