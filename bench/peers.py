@@ -5,9 +5,10 @@ Each contender times one run of prefill or of greedy decode and returns tokens p
 
 from __future__ import annotations
 
-import os
+import io
 import time
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -33,12 +34,12 @@ class Transformers:
         import transformers
 
         transformers.utils.logging.set_verbosity_error()
-        os.environ["TQDM_DISABLE"] = "1"
         short = {torch.float32: "fp32", torch.bfloat16: "bf16"}[dtype]
         self.name = f"transformers {transformers.__version__} {short}"
-        self._model = transformers.AutoModelForCausalLM.from_pretrained(
-            str(gguf.parent), gguf_file=gguf.name, dtype=dtype
-        ).eval()
+        with redirect_stderr(io.StringIO()):  # progress bars
+            self._model = transformers.AutoModelForCausalLM.from_pretrained(
+                str(gguf.parent), gguf_file=gguf.name, dtype=dtype
+            ).eval()
 
     def _ids(self, batch: int, tokens: int, seed: int) -> torch.Tensor:
         generator = torch.Generator().manual_seed(seed)

@@ -46,9 +46,10 @@ def bench(
 
     from mull.cli.peaks import measure_peaks
 
-    peaks = measure_peaks()
-    note(f"{llm.name} · {llm.precision} · this machine: {peaks.in_words()}")
+    before = measure_peaks()
     results = list(run_bench(llm, rounds))
+    peaks = before.best_of(measure_peaks())
+    note(f"{llm.name} · {llm.precision} · this machine at its best: {peaks.in_words()}")
     if as_json:
         print_json(results)
         return
