@@ -16,12 +16,20 @@ MULL_INLINE int64_t panel_bytes(const Linear& linear) {
   return linear.kind == kFloat32 ? linear.k * 64 : (linear.k + 1) / 2 * 64;
 }
 
+// Asks for the same place in the next strip, so that memory works while this one is multiplied.
+template <int P, bool AHEAD>
+MULL_INLINE void look_ahead(const char* w, int64_t w_bytes, int64_t i) {
+  if constexpr (AHEAD)
+    for (int p = 0; p < P; ++p) __builtin_prefetch(w + (P + p) * w_bytes + i * 64, 0, 2);
+}
+
 // acc[m][v] += sum over k of x[m][k] * w[k][16 outputs], P panels wide.
-template <int M, int P, int FORM>
+template <int M, int P, int FORM, bool AHEAD>
 MULL_INLINE void accumulate(vf (&acc)[M][P * kVectors], const char* x, int64_t row_bytes,
                             const char* w, int64_t w_bytes, int64_t k) {
   if constexpr (FORM == kPlain) {
     for (int64_t i = 0; i < k; ++i) {
+      look_ahead<P, AHEAD>(w, w_bytes, i);
       vf weights[P * kVectors];
       for (int p = 0; p < P; ++p)
         for (int v = 0; v < kVectors; ++v)
@@ -34,6 +42,7 @@ MULL_INLINE void accumulate(vf (&acc)[M][P * kVectors], const char* x, int64_t r
     }
   } else if constexpr (FORM == kRounded) {
     for (int64_t i = 0; i < (k + 1) / 2; ++i) {
+      look_ahead<P, AHEAD>(w, w_bytes, i);
       for (int odd = 0; odd < 2; ++odd) {
         vf weights[P * kVectors];
         for (int p = 0; p < P; ++p)
@@ -50,6 +59,7 @@ MULL_INLINE void accumulate(vf (&acc)[M][P * kVectors], const char* x, int64_t r
   } else {
 #ifdef MULL_HAS_DPBF16
     for (int64_t i = 0; i < (k + 1) / 2; ++i) {
+      look_ahead<P, AHEAD>(w, w_bytes, i);
       __m512bh weights[P];
       for (int p = 0; p < P; ++p)
         weights[p] = (__m512bh)_mm512_loadu_si512(w + p * w_bytes + i * 64);
@@ -67,12 +77,16 @@ MULL_INLINE void accumulate(vf (&acc)[M][P * kVectors], const char* x, int64_t r
 // How a product leaves its result.
 enum Mode { kStore, kAdd };
 
-template <int M, int P, int FORM>
+template <int M, int P, int FORM, bool AHEAD>
 static void tile(const Linear& linear, const char* x, int64_t row_bytes, int64_t panel, float* y,
                  int64_t y_stride, Mode mode) {
-  vf acc[M][P * kVectors] = {};
+  vf acc[M][P * kVectors];
+#pragma GCC unroll 24
+  for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+    for (int v = 0; v < P * kVectors; ++v) acc[m][v] = vf{};
   const int64_t w_bytes = panel_bytes(linear);
-  accumulate<M, P, FORM>(acc, x, row_bytes,
+  accumulate<M, P, FORM, AHEAD>(acc, x, row_bytes,
                          static_cast<const char*>(linear.packed) + panel * w_bytes, w_bytes, linear.k);
   for (int p = 0; p < P; ++p) {
     const int64_t first = (panel + p) * kPanel;
@@ -98,11 +112,11 @@ static void tile(const Linear& linear, const char* x, int64_t row_bytes, int64_t
   }
 }
 
-template <int M, int P, int FORM>
+template <int M, int P, int FORM, bool AHEAD>
 static void tile_of(int64_t rows, const Linear& linear, const char* x, int64_t row_bytes,
                     int64_t panel, float* y, int64_t y_stride, Mode mode) {
-  if (rows == M) return tile<M, P, FORM>(linear, x, row_bytes, panel, y, y_stride, mode);
-  if constexpr (M > 1) tile_of<M - 1, P, FORM>(rows, linear, x, row_bytes, panel, y, y_stride, mode);
+  if (rows == M) return tile<M, P, FORM, AHEAD>(linear, x, row_bytes, panel, y, y_stride, mode);
+  if constexpr (M > 1) tile_of<M - 1, P, FORM, AHEAD>(rows, linear, x, row_bytes, panel, y, y_stride, mode);
 }
 
 // P panels side by side over all rows, in row tiles of nearly equal height.
@@ -113,8 +127,12 @@ static void strip(const Linear& linear, const char* x, int64_t row_bytes, int64_
   const int64_t tiles = ceil_div(rows, kRows);
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t r = rows * t / tiles, end = rows * (t + 1) / tiles;
-    tile_of<kRows, P, FORM>(end - r, linear, x + r * row_bytes, row_bytes, panel, y + r * y_stride,
-                            y_stride, mode);
+    const char* xr = x + r * row_bytes;
+    float* yr = y + r * y_stride;
+    if (t == 0)
+      tile_of<kRows, P, FORM, true>(end - r, linear, xr, row_bytes, panel, yr, y_stride, mode);
+    else
+      tile_of<kRows, P, FORM, false>(end - r, linear, xr, row_bytes, panel, yr, y_stride, mode);
   }
 }
 

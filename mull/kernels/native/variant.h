@@ -2,7 +2,7 @@
 // MULL_VECTOR_BYTES and, where the processor multiplies bfloat16 pairs, MULL_HAS_DPBF16.
 #include "abi.h"
 
-#ifdef MULL_HAS_DPBF16
+#if defined(__x86_64__)
 #include <immintrin.h>
 #endif
 
