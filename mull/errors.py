@@ -1,6 +1,7 @@
 """Every error mull raises on purpose: one class per room, one readable line per error.
 
-A message says what is wrong, where, and how to mend it. The command line prints it and exits with 2.
+A message says what is wrong, where, and how to mend it; the command line prints it and exits
+with 2.
 """
 
 

@@ -61,11 +61,13 @@ class Answer:
 
 @dataclass(frozen=True)
 class Event:
-    """A piece of a stream. kind: thinking, answer, tool_call; or end, which carries the Answer."""
+    """A piece of a stream. kind: thinking, answer, tool_call (whole, also parsed); or end, which
+    carries the Answer. index: which of n samples."""
 
     kind: str
     text: str = ""
     index: int = 0
+    tool_call: ToolCall | None = None
     answer: Answer | None = None
 
 
@@ -252,7 +254,7 @@ class LLM:
 
     def _event(self, event: EngineEvent) -> Event:
         answer = self._answer(event.output) if event.output is not None else None
-        return Event(event.kind, event.text, event.index, answer)
+        return Event(event.kind, event.text, event.index, event.tool_call, answer)
 
     def _answer(self, output: Output) -> Answer:
         return Answer(
@@ -278,7 +280,7 @@ def _messages(prompt: str | list[Message]) -> list[Message]:
 
 
 def _is_batch(prompt: object) -> bool:
-    if isinstance(prompt, str):
+    if isinstance(prompt, str) and prompt:
         return False
     if not isinstance(prompt, list | tuple) or not prompt:
         raise RequestError(

@@ -497,6 +497,6 @@ def test_families_are_recognised(
 
 def test_the_ids_that_close_a_thinking(deepseek: Tokenizer, smollm2: Tokenizer) -> None:
     for tokenizer in (deepseek, smollm2):
-        ids = ChatTemplate.for_tokenizer(tokenizer).thinking_close_ids
+        ids = ChatTemplate.for_tokenizer(tokenizer).thinking_close_ids()
         assert tokenizer.decode(ids) == "\n</think>\n\n"
-    assert 128822 in ChatTemplate.for_tokenizer(deepseek).thinking_close_ids
+    assert 128822 in ChatTemplate.for_tokenizer(deepseek).thinking_close_ids()

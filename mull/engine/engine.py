@@ -294,16 +294,11 @@ class Engine:
             return []
         events: list[Event] = []
         reply.closing(reason)
-        for token in self._closing_ids(reply):
+        for token in self.template.thinking_close_ids(is_mid_line=reply.is_mid_line):
             if not reply.is_finished:
                 events += self._accept(seq, token, None, is_forced=True)
         reply.closed()
         return events
-
-    def _closing_ids(self, reply: Reply) -> list[int]:
-        newline = "\n" if reply.is_mid_line else ""
-        text = f"{newline}{self.template.think_close}\n\n"
-        return self.tokenizer.encode(text, allow_special=True)
 
     def _drop(self, seq: Sequence) -> None:
         """A finished or cancelled sequence leaves nothing behind."""

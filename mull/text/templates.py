@@ -82,10 +82,9 @@ class ChatTemplate(ABC):
             continue_last,
         )
 
-    @property
-    def thinking_close_ids(self) -> list[int]:
+    def thinking_close_ids(self, *, is_mid_line: bool = True) -> list[int]:
         """What ends a thinking that must stop now: newline, closing tag, blank line."""
-        text = f"\n{self.think_close}\n\n"
+        text = ("\n" if is_mid_line else "") + f"{self.think_close}\n\n"
         return self.tokenizer.encode(text, allow_special=True)
 
     @abstractmethod
