@@ -55,6 +55,13 @@ def test_the_question_may_come_from_standard_input(
     assert "Paris" in capfd.readouterr().out
 
 
+def test_without_any_sampling_flag_a_model_that_does_not_think_repeats_itself(
+    smollm2_gguf: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ask", QUESTION]) == 0
+    assert capfd.readouterr().out == "The capital of France is Paris.\n"
+
+
 def test_an_answer_cut_at_the_limit_says_so_on_stderr(
     smollm2_gguf: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

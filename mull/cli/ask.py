@@ -25,6 +25,7 @@ from mull.cli.options import (
     TopPOption,
     check_sampling,
     load,
+    make_repeatable,
 )
 from mull.cli.streaming import answer_json, show_answer, tell_how_it_ended
 from mull.cli.terminal import AnswerPrinter, print_json
@@ -65,6 +66,7 @@ def ask(
     check_sampling(**sampling)
     sampling |= {"thinking": "off" if no_think else "auto", "system": system}
     llm = load(model, LoadOptions(precision, device, threads, context))
+    make_repeatable(llm, sampling)
     try:
         if as_json:
             print_json(answer_json(llm.name, llm.generate(prompt, **sampling)))

@@ -24,6 +24,7 @@ from mull.cli.options import (
     TopPOption,
     check_sampling,
     load,
+    make_repeatable,
 )
 from mull.cli.reader import piped_lines, terminal_lines
 from mull.cli.slash import QuitChat, run_command
@@ -96,6 +97,7 @@ class Chat:
     def run_pipe(self) -> int:
         """Answer every line; a line that cannot be answered makes the exit code 2, not the rest."""
         code = 0
+        make_repeatable(self.conversation.llm, self.conversation.sampling)
         for line in piped_lines():
             try:
                 self.handle(line, verbose=False)

@@ -97,6 +97,16 @@ def check_sampling(*, think_budget: int | None, **sampling: Any) -> None:
     Request([0], SamplingParams(**given), think_budget=think_budget)
 
 
+def make_repeatable(llm: LLM, sampling: dict[str, Any]) -> None:
+    """Greedy where nothing is said of sampling: a script asks twice and wants the same answer.
+
+    Not for a model that thinks: greedy thinking runs in circles, as its makers warn.
+    """
+    is_silent = all(sampling[name] is None for name in ("temperature", "top_p", "seed"))
+    if is_silent and not llm.template.thinks:
+        sampling["temperature"] = 0.0
+
+
 def pull_if_absent(model: str) -> None:
     from mull import weights
 
