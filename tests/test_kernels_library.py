@@ -1,0 +1,92 @@
+"""Finding, choosing and describing the native library."""
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from kernel_variants import without_native
+
+from mull import kernels
+from mull.errors import KernelError
+from mull.kernels import library
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_native_kernels_are_built_where_a_compiler_is() -> None:
+    if not any(shutil.which(compiler) for compiler in ("c++", "g++", "clang++")):
+        pytest.skip("no C++ compiler here")
+    assert kernels.native_available(), kernels.describe()["reason"]
+    assert kernels.describe()["isa"] in library.VARIANTS
+    assert kernels.describe()["threads"] == torch.get_num_threads()
+
+
+def test_torch_and_the_kernels_share_one_openmp_runtime() -> None:
+    program = (
+        "import torch, mull.kernels as k\n"
+        "k.PackedLinear(torch.ones(64, 64), None, torch.float32)(torch.ones(8, 64))\n"
+        "maps = open('/proc/self/maps').read().splitlines()\n"
+        "names = ('libgomp', 'libomp', 'libiomp5')\n"
+        "print(len({m.split()[-1] for m in maps if any(n in m for n in names)}))\n"
+        "print(k.describe()['openmp'])\n"
+    )
+    if not Path("/proc/self/maps").exists():
+        pytest.skip("needs /proc")
+    lines = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT
+    ).stdout.splitlines()
+    assert lines[0] == "1"
+    assert lines[1].startswith(("libgomp", "libomp", "libiomp5"))
+
+
+def test_switching_off_says_so_and_what_it_costs(monkeypatch: pytest.MonkeyPatch) -> None:
+    with without_native(monkeypatch):
+        described = kernels.describe()
+        assert not kernels.native_available()
+        assert described["isa"] == "torch"
+        assert "MULL_KERNELS=torch" in described["reason"]
+        assert "slower" in described["cost"]
+
+
+def test_a_missing_library_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("MULL_KERNELS", raising=False)
+    monkeypatch.setattr(library, "_find", lambda: None)
+    assert "no C++ compiler" in library._Native().reason
+
+
+def test_an_unknown_or_unsupported_choice_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(KernelError, match="neon"):
+        library.select("neon")
+    monkeypatch.setenv("MULL_KERNELS", "sse9")
+    with pytest.raises(KernelError, match="sse9"):
+        library._Native()
+
+
+def test_the_environment_chooses_the_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = library.describe()["isa"]
+    monkeypatch.setenv("MULL_KERNELS", "portable")
+    native = library._Native()
+    assert native.library is not None
+    assert native.library.mull_selected() == b"portable"
+    library.select(chosen)
+
+
+def test_the_package_configures_without_a_compiler(tmp_path: Path) -> None:
+    tools = {name: shutil.which(name) for name in ("cmake", "ninja")}
+    if None in tools.values():
+        pytest.skip("needs cmake and ninja")
+    for name, path in tools.items():
+        (tmp_path / name).symlink_to(str(path))
+    build = tmp_path / "build"
+    ran = subprocess.run(
+        [tmp_path / "cmake", "-G", "Ninja", "-S", ROOT, "-B", build],
+        capture_output=True,
+        text=True,
+        env={"PATH": str(tmp_path)},
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    assert "no C++ compiler" in ran.stderr
