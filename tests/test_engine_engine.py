@@ -350,6 +350,27 @@ def test_ids_beyond_the_vocabulary_are_refused_at_submit(llama, tokenizer, reque
     assert not engine.has_work
 
 
+def test_samples_that_end_before_the_first_step_all_end(llama, tokenizer):
+    engine = make_engine(llama, tokenizer)
+    params = SamplingParams(n=3, max_tokens=1)
+    engine.submit(Request([1, 2, 3], params, starts_in_thinking=True, think_budget=0))
+    outputs, _ = drain(engine)
+    assert [outputs[0, index].finish_reason for index in range(3)] == ["length"] * 3
+
+
+def test_penalties_pass_over_prompt_ids_of_the_padded_head(tokenizer):
+    padded = tiny_model({**LLAMA, "vocab_size": VOCABULARY + 40})
+    params = SamplingParams(max_tokens=5, repetition_penalty=1.3, presence_penalty=0.5, seed=1)
+    (output,) = generate(make_engine(padded, tokenizer), [Request([1, VOCABULARY + 39, 2], params)])
+    assert 1 <= len(output.token_ids) <= 5
+
+
+def test_any_text_may_name_a_namespace(llama, tokenizer):
+    request = Request(random_ids(40, 1), SamplingParams(max_tokens=2), namespace="half \ud800")
+    (output,) = generate(make_engine(llama, tokenizer), [request])
+    assert output.usage.cached_tokens == 0
+
+
 def test_the_queue_is_bounded_and_recovers(llama, tokenizer):
     engine = make_engine(llama, tokenizer, max_queue=3, max_running=2)
     for _ in range(3):

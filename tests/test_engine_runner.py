@@ -11,10 +11,12 @@ import pytest
 import torch
 from engine_parts import LLAMA, generate, make_engine, tiny_model, tiny_tokenizer
 
+from mull.engine.engine import Engine
 from mull.engine.request import Request, SamplingParams
 from mull.engine.runner import EngineRunner, RequestStream
 from mull.errors import MullError, QueueFullError, RequestError
 from mull.model.transformer import CausalLM
+from mull.text.template_chatml import ChatMLTemplate
 from mull.text.tokenizer import Tokenizer
 
 # Deadlocks should fail a test, not hang the run.
@@ -207,6 +209,29 @@ def test_a_failing_step_reaches_every_caller_and_the_next_request_is_served(toke
             assert isinstance(caught.value.__cause__, RuntimeError)
         norm.fails = False
         wait_until_idle(runner)
+        assert runner.submit(seeded(1)).result()[0].finish_reason == "length"
+
+
+class ClosesNoThinking(ChatMLTemplate):
+    def thinking_close_ids(self, *, is_mid_line: bool = True) -> list[int]:
+        raise RuntimeError("no ids")
+
+
+def test_a_failing_submission_reaches_its_caller_and_the_next_request_is_served(model, tokenizer):
+    engine = Engine(model, tokenizer, ClosesNoThinking(tokenizer), cache_tokens=8192)
+    with EngineRunner(engine) as runner:
+        stream = runner.submit(Request([1, 2], starts_in_thinking=True, think_budget=0))
+        failed: list[str] = []
+
+        def wait() -> None:
+            with pytest.raises(MullError, match="no ids") as caught:
+                stream.result()
+            failed.append(str(caught.value))
+
+        caller = threading.Thread(target=wait, daemon=True)
+        caller.start()
+        caller.join(PATIENCE)
+        assert failed
         assert runner.submit(seeded(1)).result()[0].finish_reason == "length"
 
 

@@ -149,4 +149,6 @@ class BlockManager:
 
 
 def _namespace_root(namespace: str) -> bytes:
-    return blake2b(namespace.encode(), digest_size=16, person=b"mull-namespace").digest()
+    return blake2b(
+        namespace.encode("utf-8", "surrogatepass"), digest_size=16, person=b"mull-namespace"
+    ).digest()

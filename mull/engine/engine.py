@@ -197,7 +197,7 @@ class Engine:
                 limit=self.limit,
                 submitted=submitted,
             )
-        for seq in seqs:
+        for seq in list(seqs):  # one that ends at once leaves `seqs`
             self._pending += self._steer(seq)
         return request_id
 

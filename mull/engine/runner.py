@@ -14,6 +14,7 @@ import weakref
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from contextlib import suppress
 
 from mull.engine.engine import Counters, Engine
 from mull.engine.request import Event, Output, Request
@@ -64,6 +65,9 @@ class _Loop:
         except MullError as error:
             stream.deliver(error)
             return
+        except Exception as error:
+            stream.deliver(_failure(error))  # not among `streams` yet, so `_fail` would forget it
+            raise
         stream.request_id = request_id
         self.streams[request_id] = stream
         self.unfinished[request_id] = request.sampling.n
@@ -88,17 +92,22 @@ class _Loop:
 
     def _fail(self, error: Exception) -> None:
         """Tell every waiting caller, give all blocks back, and stay ready for the next request."""
-        failure = MullError(
-            f"generation failed in the engine ({type(error).__name__}: {error}); "
-            "the request can be sent again"
-        )
-        failure.__cause__ = error
+        failure = _failure(error)
         streams, self.streams, self.unfinished = list(self.streams.values()), {}, {}
         try:
             self.engine.cancel_all()
         finally:
             for stream in streams:
                 stream.deliver(failure)
+
+
+def _failure(error: Exception) -> MullError:
+    failure = MullError(
+        f"generation failed in the engine ({type(error).__name__}: {error}); "
+        "the request can be sent again"
+    )
+    failure.__cause__ = error
+    return failure
 
 
 class EngineRunner:
@@ -254,8 +263,8 @@ class AsyncRequestStream(_Stream):
         self._items: asyncio.Queue[Item] = asyncio.Queue()
 
     def deliver(self, item: Item) -> None:
-        # The caller's loop may be gone already; nobody is left to tell then.
-        if not self._asyncio.is_closed():
+        # The caller's loop may be gone, even since a look at it; nobody is left to tell then.
+        with suppress(RuntimeError):
             self._asyncio.call_soon_threadsafe(self._items.put_nowait, item)
 
     async def __aiter__(self) -> AsyncIterator[Event]:

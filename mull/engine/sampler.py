@@ -98,9 +98,11 @@ def _penalise(logits_BV: Tensor, seqs: Rows[Sequence]) -> None:
             tokens.extend(seq.seen.keys())
             counts.extend(seq.seen.values())
     device = logits_BV.device
-    row_P = torch.tensor(rows, device=device)
-    token_P = torch.tensor(tokens, device=device)
-    count_P = torch.tensor(counts, dtype=torch.float32, device=device)
+    # A prompt may hold ids of the head's padding, which is never sampled and has no logit here.
+    live_P = torch.tensor(tokens, device=device) < logits_BV.shape[1]
+    row_P = torch.tensor(rows, device=device)[live_P]
+    token_P = torch.tensor(tokens, device=device)[live_P]
+    count_P = torch.tensor(counts, dtype=torch.float32, device=device)[live_P]
     penalties_B3 = torch.tensor(
         [
             (p.repetition_penalty, p.presence_penalty, p.frequency_penalty)
