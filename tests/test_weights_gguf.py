@@ -271,6 +271,15 @@ def test_a_model_in_parts_loads_from_its_first_part(tmp_path: Path) -> None:
         load_model(gguf_files(parts[0]))
 
 
+def test_a_model_may_be_cut_between_any_two_tensors(tmp_path: Path) -> None:
+    model = random_model("deepseek_v3")
+    write_gguf(model, tmp_path / "model.gguf", tensors_per_part=1)
+    first = min(tmp_path.glob("model-*-of-*.gguf"))
+    ids = random_ids(20)
+    ours = our_logits(load_model(gguf_files(first), dtype=torch.float32), ids)
+    assert (ours - oracle_logits(model, ids)).abs().max() < 1e-4
+
+
 def test_version_2_reads_like_version_3_and_others_are_refused(tmp_path: Path) -> None:
     path = write_gguf(random_model("llama"), tmp_path / "model.gguf")
     good = path.read_bytes()

@@ -67,11 +67,13 @@ _LAYER_NAME = re.compile(r"^blk\.(\d{1,6})\.(.+)\.(weight|bias)$")
 def gguf_sources(files: list[GgufFile], config: dict[str, Any]) -> dict[str, TensorSource]:
     """Every tensor of the files by checkpoint name. config: as `config_from_gguf` gives it."""
     sources: dict[str, TensorSource] = {}
+    # A file is split between any two tensors, those that belong together included.
+    file_of = {name: file for file in files for name in file.tensors}
     for file in files:
         for tensor in file.tensors.values():
             if _IGNORED.match(tensor.name):
                 continue
-            for source in _translate(file, tensor, config):
+            for source in _translate(file, tensor, config, file_of):
                 if source.name in sources:
                     raise WeightsError(
                         f"{file.path}: tensor {tensor.name} comes twice in the parts"
@@ -81,7 +83,7 @@ def gguf_sources(files: list[GgufFile], config: dict[str, Any]) -> dict[str, Ten
 
 
 def _translate(
-    file: GgufFile, tensor: GgufTensor, config: dict[str, Any]
+    file: GgufFile, tensor: GgufTensor, config: dict[str, Any], file_of: dict[str, GgufFile]
 ) -> Iterator[TensorSource]:
     if (whole := _WHOLE_MODEL.get(tensor.name)) is not None:
         yield _plain(file, tensor, whole)
@@ -97,8 +99,8 @@ def _translate(
         yield _plain(file, tensor, f"{prefix}.mlp.gate.e_score_correction_bias")
     elif part in ("attn_k_b", "attn_v_b"):
         # Some transitional files carry both layouts; then the unsplit one is enough.
-        if part == "attn_k_b" and f"blk.{layer}.attn_kv_b.weight" not in file.tensors:
-            yield _joined_kv_b(file, tensor, layer, config)
+        if part == "attn_k_b" and f"blk.{layer}.attn_kv_b.weight" not in file_of:
+            yield _joined_kv_b(file, tensor, layer, config, file_of)
     elif part in _IN_LAYER:
         name = f"{prefix}.{_IN_LAYER[part]}.{kind}"
         is_permuted = config["model_type"] == "llama" and part in ("attn_q", "attn_k")
@@ -175,19 +177,28 @@ def _experts(
 
 
 def _joined_kv_b(
-    file: GgufFile, key: GgufTensor, layer: str, config: dict[str, Any]
+    file: GgufFile,
+    key: GgufTensor,
+    layer: str,
+    config: dict[str, Any],
+    file_of: dict[str, GgufFile],
 ) -> TensorSource:
     """kv_b_proj [H*(nope+value), latent] of k_b [H, latent, nope] and v_b [H, value, latent]."""
     heads, latent = config["num_attention_heads"], config["kv_lora_rank"]
     nope, value_dim = config["qk_nope_head_dim"], config["v_head_dim"]
-    value = file.tensors.get(f"blk.{layer}.attn_v_b.weight")
-    if value is None:
+    value_name = f"blk.{layer}.attn_v_b.weight"
+    value_file = file_of.get(value_name)
+    if value_file is None:
         raise WeightsError(f"{file.path}: has {key.name} but no attn_v_b beside it")
-    for tensor, wanted in ((key, (heads, latent, nope)), (value, (heads, value_dim, latent))):
+    value = value_file.tensors[value_name]
+    for origin, tensor, wanted in (
+        (file, key, (heads, latent, nope)),
+        (value_file, value, (heads, value_dim, latent)),
+    ):
         # Early files fold the heads into the rows.
         if tensor.shape not in (wanted, (wanted[0] * wanted[1], wanted[2])):
             raise WeightsError(
-                f"{file.path}: tensor {tensor.name} has the shape {tensor.shape}, but the"
+                f"{origin.path}: tensor {tensor.name} has the shape {tensor.shape}, but the"
                 f" configuration says {wanted}"
             )
     per_head = nope + value_dim
@@ -195,7 +206,7 @@ def _joined_kv_b(
     def read(start: int, stop: int) -> Tensor:
         first, last = start // per_head, stop // per_head
         keys = torch.from_numpy(file.rows(key, first * latent, last * latent))
-        values = torch.from_numpy(file.rows(value, first * value_dim, last * value_dim))
+        values = torch.from_numpy(value_file.rows(value, first * value_dim, last * value_dim))
         keys_HNK = keys.reshape(-1, latent, nope).transpose(1, 2)
         return torch.cat((keys_HNK, values.reshape(-1, value_dim, latent)), 1).reshape(-1, latent)
 
