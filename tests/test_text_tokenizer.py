@@ -167,6 +167,19 @@ def test_sentencepiece_text_cannot_be_merged_into_an_end_token() -> None:
     assert 2 not in tokenizer.encode("a</s>")
 
 
+def test_text_cannot_be_merged_into_an_end_token_of_a_folder(tmp_path: Path) -> None:
+    vocab = {text: i for i, text in enumerate([*"</s>ab ", "</", "s>", "</s>"])}
+    merges = ["< /", "s >", "</ s>"]
+    data = {"model": {"type": "BPE", "vocab": vocab, "merges": merges}, "added_tokens": []}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "</s>"}')
+    tokenizer = Tokenizer.from_folder(tmp_path)
+    end = tokenizer.special_ids["</s>"]
+    assert tokenizer.eos_ids == {end}
+    assert end not in tokenizer.encode("a</s>b")
+    assert end in tokenizer.encode("a</s>b", allow_special=True)
+
+
 def test_user_defined_tokens_are_matched_in_plain_text_but_tags_are_not(tmp_path: Path) -> None:
     texts = [*BYTE_OF_CHAR, "ddd", "<think>", "<end>"]
     metadata = {
@@ -277,6 +290,10 @@ def test_special_ids_out_of_range_are_ignored(smollm2_gguf: Path) -> None:
         '{"model": {"type": "Nope", "vocab": {"a": 0}}}',
         '{"model": {"type": "BPE", "vocab": {"a": 0}, "merges": []}, "added_tokens": [1]}',
         '{"model": {"type": "BPE", "vocab": {"a": 0}}, "added_tokens": [{"id": "x"}]}',
+        *(
+            f'{{"model": {{"type": "Unigram", "vocab": [{entry}, ["a", 0.0]]}}}}'
+            for entry in ("5", "null", "[]", '{"a": 1}')
+        ),
         "[" * 100_000,
     ],
     ids=lambda c: str(c)[:30],
@@ -287,3 +304,11 @@ def test_a_damaged_folder_is_one_line_of_text_error(tmp_path: Path, content: str
     with pytest.raises(TextError) as error:
         Tokenizer.from_folder(tmp_path)
     assert "\n" not in str(error.value)
+
+
+def test_a_deeply_nested_post_processor_does_not_exhaust_the_stack(tmp_path: Path) -> None:
+    nested = '{"type": "Sequence", "processors": [' * 450 + "{}" + "]}" * 450
+    model = '{"type": "BPE", "vocab": {"a": 0, "<s>": 1}, "merges": []}'
+    (tmp_path / "tokenizer.json").write_text(f'{{"model": {model}, "post_processor": {nested}}}')
+    (tmp_path / "tokenizer_config.json").write_text('{"bos_token": "<s>"}')
+    assert not Tokenizer.from_folder(tmp_path).add_bos

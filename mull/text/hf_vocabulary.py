@@ -32,7 +32,6 @@ def read(folder: Path) -> tuple[Vocabulary, BackendTokenizer, str | None]:
     texts = _texts(model, data.get("added_tokens") or [], path)
     kinds = _kinds(data, texts, path)
     vocabulary = Vocabulary(texts, kinds)
-    plain = _without_structure(data, vocabulary, path)
     config = _optional_json(folder / "tokenizer_config.json")
     special_map = _optional_json(folder / "special_tokens_map.json")
     generation = _optional_json(folder / "generation_config.json")
@@ -41,9 +40,11 @@ def read(folder: Path) -> tuple[Vocabulary, BackendTokenizer, str | None]:
     for source in (config, special_map):
         name = _token_text(source.get("eos_token"))
         eos += [ids[name]] if name in ids else []
+    # an end token that the file keeps among its ordinary words is structure all the same
     kinds |= dict.fromkeys(vocabulary.end_ids(eos), Kind.CONTROL)
     vocabulary = Vocabulary(texts, kinds)
     vocabulary.eos_ids = vocabulary.end_ids(eos)
+    plain = _without_structure(data, vocabulary, path)
     bos = _token_text(config.get("bos_token")) or _token_text(special_map.get("bos_token"))
     vocabulary.bos_id = ids.get(bos) if bos else None
     flag = config.get("add_bos_token")
@@ -56,9 +57,9 @@ def read(folder: Path) -> tuple[Vocabulary, BackendTokenizer, str | None]:
 def _texts(model: dict[str, Any], added: list[Any], path: Path) -> list[str]:
     vocab = model.get("vocab")
     if isinstance(vocab, list):  # Unigram: [[piece, score], ...]
-        pairs: list[tuple[Any, Any]] = [
-            (p[0], i) for i, p in enumerate(vocab) if isinstance(p, list) and p
-        ]
+        if not all(isinstance(p, list) and p for p in vocab):
+            raise TextError(f"{path}: a token of the vocabulary is no [text, score]")
+        pairs: list[tuple[Any, Any]] = [(p[0], i) for i, p in enumerate(vocab)]
     elif isinstance(vocab, dict):
         pairs = list(vocab.items())
     else:
@@ -135,7 +136,14 @@ def _prepends(processor: Any, bos: str | None) -> bool:
         return False
     if processor.get("type") == "Sequence":
         inner = processor.get("processors")
-        return isinstance(inner, list) and any(_prepends(p, bos) for p in inner)
+        # nested no further in any real file; a hostile one could exhaust the stack
+        return isinstance(inner, list) and any(_is_first(p, bos) for p in inner)
+    return _is_first(processor, bos)
+
+
+def _is_first(processor: Any, bos: str) -> bool:
+    if not isinstance(processor, dict):
+        return False
     single = processor.get("single")
     first = single[0] if isinstance(single, list) and single else None
     token = first.get("SpecialToken") if isinstance(first, dict) else None
