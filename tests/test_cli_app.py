@@ -147,3 +147,13 @@ def test_a_reader_that_leaves_early_gets_no_traceback() -> None:
         check=False,
     )
     assert (done.stdout, done.stderr) == ("[", "")
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "lines"), [("ask <&-", 2, 1), ("models >&-", 0, 0), ("show nope 2>&-", 2, 0)]
+)
+def test_a_closed_stream_is_an_empty_one(words: str, code: int, lines: int) -> None:
+    done = subprocess.run(
+        ["bash", "-c", f"'{MULL}' {words}"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (code, lines), done.stderr

@@ -65,6 +65,17 @@ def test_a_batch_touches_more_experts_than_one_token_but_never_more_than_all() -
     assert work.step_bytes(100_000, 0) == pytest.approx(total - embedding)
 
 
+def test_a_model_that_always_uses_all_its_experts_reads_them_all() -> None:
+    from mull.model.config import ModelConfig
+
+    shape = load_catalog()["deepseek-v2-lite-chat"].config | {"num_experts_per_tok": 64}
+    config = ModelConfig.from_dict(shape)
+    total, active = config.parameter_count()
+    assert total == active
+    embedding = config.vocab_size * config.hidden_size
+    assert Work(config, 1, 0).step_bytes(1, 0) == total - embedding
+
+
 def test_doctor_reports_the_machine_and_exits_0_with_warnings_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -65,6 +65,20 @@ def test_what_is_not_there_is_told_with_a_way_on(
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("name", ["~no_such_user_x/model", "a" * 5000])
+def test_what_can_be_no_path_is_one_line(name: str) -> None:
+    for act in (weights.resolve, weights.pull, weights.describe):
+        with pytest.raises(WeightsError, match="cannot be looked at") as caught:
+            act(name)
+        assert len(str(caught.value)) < 200
+
+
+def test_a_home_that_does_not_exist_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MULL_HOME", "~no_such_user_x")
+    with pytest.raises(WeightsError, match="no_such_user_x"):
+        weights.list_models()
+
+
 def test_what_is_no_model_is_told_apart(tmp_path: Path) -> None:
     for name, told in (
         ("model.bin", "pickle"),

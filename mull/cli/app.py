@@ -63,6 +63,7 @@ def _mull(
 
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; every expected error is one line on stderr."""
+    _open_closed_streams()
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         # Half a character in a pipe or a lone surrogate from a model must not end in a traceback.
         if isinstance(stream, io.TextIOWrapper):
@@ -87,6 +88,13 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _complain(str(error) or "out of memory", code=1)
     except (typer.Abort, EOFError):
         return _complain("stopped: no answer to the question asked", code=1)
+
+
+def _open_closed_streams() -> None:
+    """A stream the caller closed (`<&-`) is None in Python; here it is empty, or goes nowhere."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115
 
 
 def _usage_message(error: Any) -> str:

@@ -88,8 +88,12 @@ def _retry(chat: Chat, argument: str) -> str:
 def _save(chat: Chat, argument: str) -> None:
     if not argument:
         raise RequestError("/save needs a file name: chat.md for Markdown, chat.json for JSON")
-    path = Path(argument).expanduser()
-    chat.conversation.save(path)
+    try:
+        path = Path(argument).expanduser()
+        chat.conversation.save(path)
+    except (OSError, ValueError, RuntimeError) as error:  # no such user, no possible name
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise RequestError(f"cannot write {argument}: {reason}") from error
     note(f"saved {path}")
 
 

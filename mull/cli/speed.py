@@ -53,7 +53,7 @@ class Work:
     def _weights_used(self, tokens: int) -> float:
         total, active = self.config.parameter_count()
         used = float(self._body_active + self._head)
-        if self.config.is_moe:
+        if self.config.num_experts_per_tok < self.config.n_routed_experts:
             # Experts hit by `tokens` tokens that choose independently and evenly.
             share = self.config.num_experts_per_tok / self.config.n_routed_experts
             idle = (1 - share) ** tokens
@@ -106,8 +106,8 @@ def decode_rate(
     engine: Engine, batch: int, *, rounds: int, seed: int, seconds_each: float = 0.7
 ) -> tuple[float, int]:
     """(median tokens/s of the whole batch, steps of each round)."""
-    warm = decode_seconds(engine, batch, 4, seed) / 4
-    steps = min(64, max(8, round(seconds_each / warm)))
+    warm = decode_seconds(engine, batch, 2, seed) / 2
+    steps = min(64, max(4, round(seconds_each / warm)))
     seconds = [decode_seconds(engine, batch, steps, seed + batch * (i + 1)) for i in range(rounds)]
     return batch * steps / median(seconds), steps
 

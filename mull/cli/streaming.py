@@ -29,7 +29,8 @@ def show_answer(events: Iterator[Event], printer: AnswerPrinter) -> Answer:
 
 def tell_how_it_ended(answer: Answer) -> None:
     """Say on stderr why an answer may be incomplete; silent when the model was done."""
-    if answer.finish_details.get("loop"):
+    loop = answer.finish_details.get("loop")
+    if loop and loop["in"] == "answer":
         note("(stopped: the answer was repeating itself)")
     elif answer.finish_details.get("context_full"):
         note("(stopped: the context is full)")

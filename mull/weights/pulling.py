@@ -49,7 +49,7 @@ def _order(name: str, progress: Progress | None, say: Say | None) -> Order:
             progress=progress,
             say=say,
         )
-    path = Path(name).expanduser()
+    path = store.typed_path(name)
     if path.exists():
         files = store.from_path(path)
         known_as = re.sub(r"[^A-Za-z0-9._-]+", "-", files.name).strip("-._")

@@ -26,7 +26,19 @@ _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 def models_home() -> Path:
     """The folder of pulled models; it need not exist yet."""
     home = os.environ.get("MULL_HOME")
-    return (Path(home).expanduser() if home else Path.home() / ".mull") / "models"
+    return typed_path(home or "~/.mull") / "models"
+
+
+def typed_path(text: str) -> Path:
+    """A path as somebody typed it, its ~ replaced. Raises WeightsError for what can be none."""
+    try:
+        path = Path(text).expanduser()
+        path.exists()  # says so where the system refuses the name
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        shown = text if len(text) <= 80 else text[:77] + "..."
+        raise WeightsError(f"{shown!r} cannot be looked at ({reason}): give another path") from None
+    return path
 
 
 def is_name(text: str) -> bool:
@@ -74,7 +86,7 @@ def resolve(name_or_path: str | Path) -> ModelFiles:
     text = str(name_or_path)
     if folder := _stored(text):
         return _from_store(folder, check=True)
-    path = Path(text).expanduser()
+    path = typed_path(text)
     if path.exists():
         return from_path(path)
     raise _not_found(text)
