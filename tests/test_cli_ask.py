@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from mull_command import run_mull
+from mull_command import Terminal, run_mull
 
 from mull.cli import main
 
@@ -60,6 +60,14 @@ def test_without_any_sampling_flag_a_model_that_does_not_think_repeats_itself(
 ) -> None:
     assert main(["ask", QUESTION]) == 0
     assert capfd.readouterr().out == "The capital of France is Paris.\n"
+
+
+def test_ctrl_c_ends_with_130_and_no_traceback(smollm2_gguf: Path) -> None:
+    asking = Terminal(["ask", "Write a long story about a lighthouse."])
+    asking.wait_for(",")
+    asking.send("\x03")
+    assert asking.exit_code() == 130
+    assert "Traceback" not in asking.raw
 
 
 def test_an_answer_cut_at_the_limit_says_so_on_stderr(

@@ -66,7 +66,7 @@ def chat(
         thinking="off" if no_think else "auto",
         think_budget=think_budget,
     )
-    session = Chat(conversation, options)
+    session = Chat(conversation, options, model)
     try:
         return session.run_terminal() if sys.stdin.isatty() else session.run_pipe()
     finally:
@@ -79,6 +79,7 @@ class Chat:
 
     conversation: Conversation
     options: LoadOptions
+    model: str  # as the user named it: a path has no other name to load it by
 
     def run_terminal(self) -> int:
         llm = self.conversation.llm
@@ -135,10 +136,10 @@ class Chat:
         from mull import weights
 
         weights.load_config(weights.resolve(name))
-        previous = self.conversation.llm
-        previous.close()  # two models at once may not fit
+        self.conversation.llm.close()  # two models at once may not fit
         try:
-            self.conversation.llm = load(name, self.options)
+            self.conversation.continue_with(load(name, self.options))
         except MullError:
-            self.conversation.llm = load(previous.name, self.options)
+            self.conversation.llm = load(self.model, self.options)
             raise
+        self.model = name

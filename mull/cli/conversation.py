@@ -58,16 +58,13 @@ class Conversation:
                 printer.end_line()
         if answer is not None:
             printer.finish()
-        text = answer.text if answer is not None else "".join(heard["answer"])
-        thinking = answer.thinking if answer is not None else "".join(heard["thinking"])
-        if answer is not None:
             usage = answer.usage
             self.context_used = usage["prompt_tokens"] + usage["completion_tokens"]
-        if answer is not None or text.strip():
-            reply = {"role": "assistant", "content": text}
-            if thinking:
-                reply["reasoning_content"] = thinking
-            self.messages = [*prompt, reply]
+            reply = _reply(answer.text, answer.thinking)
+            # Sampled ids, never tokenised again: what is in the cache stays valid.
+            self.messages = [*prompt, reply | {"token_ids": answer.token_ids}]
+        elif text := "".join(heard["answer"]).strip():
+            self.messages = [*prompt, _reply(text, "".join(heard["thinking"]))]
         return answer
 
     @contextmanager
@@ -85,6 +82,17 @@ class Conversation:
             close = getattr(events, "close", None)
             if close is not None:
                 close()  # cancels the request, so its cache blocks are free at once
+
+    def continue_with(self, llm: LLM) -> None:
+        """Go on with another model, to which the old one's token ids mean nothing."""
+        self.llm = llm
+        self.messages = self._without_ids()
+
+    def _without_ids(self) -> list[dict[str, Any]]:
+        return [
+            {key: value for key, value in message.items() if key != "token_ids"}
+            for message in self.messages
+        ]
 
     def retract(self) -> str:
         """Take back the last exchange; returns its question, to be asked again."""
@@ -116,7 +124,7 @@ class Conversation:
 
     def _as_json(self) -> str:
         system = [{"role": "system", "content": self.system}] if self.system else []
-        value = {"model": self.llm.name, "messages": [*system, *self.messages]}
+        value = {"model": self.llm.name, "messages": [*system, *self._without_ids()]}
         return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
 
     def _as_markdown(self) -> str:
@@ -130,3 +138,8 @@ class Conversation:
                 parts.append(f"<details><summary>Thinking</summary>\n\n{thinking}\n\n</details>")
             parts.append(message["content"].strip())
         return "\n\n".join(parts) + "\n"
+
+
+def _reply(text: str, thinking: str) -> dict[str, Any]:
+    reply = {"role": "assistant", "content": text}
+    return reply | {"reasoning_content": thinking} if thinking else reply
