@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, SupportsIndex, cast, overload
 
 import torch
 
@@ -90,14 +90,16 @@ def load(
     does not fit into memory, unless ignore_memory; RequestError for a bad argument.
     """
     _use_threads(threads)
+    if cache_tokens is not None and not _is_count(cache_tokens, 2**31 - 1):
+        raise RequestError(f"cache_tokens is {cache_tokens!r}, but must be a whole number from 1")
     chosen_device = _choose_device(device)
     chosen_precision = _choose_precision(precision, chosen_device)
     files = weights.resolve(model)
     config = weights.load_config(files)
     dtype = _DTYPES[chosen_precision]
-    if context is not None and not 1 <= context <= config.max_position_embeddings:
+    if context is not None and not _is_count(context, config.max_position_embeddings):
         raise RequestError(
-            f"context is {context}, but {files.name} holds 1 to {config.max_position_embeddings}"
+            f"context is {context!r}, but {files.name} holds 1 to {config.max_position_embeddings}"
         )
     if not ignore_memory and chosen_device.type == "cpu":
         weights.refuse_unless_fits(config, dtype, name=files.name)
@@ -184,7 +186,10 @@ class LLM:
 
     def logits(self, ids: list[int]) -> torch.Tensor:
         """float32 [T, V]: one forward pass over the ids, no cache."""
-        if not ids or not all(0 <= token < self.config.vocab_size for token in ids):
+        limit = self.config.vocab_size
+        if not ids or not all(
+            isinstance(token, SupportsIndex) and 0 <= token < limit for token in ids
+        ):
             raise RequestError(
                 f"ids must be one or more whole numbers from 0 to {self.config.vocab_size - 1}"
             )
@@ -206,7 +211,7 @@ class LLM:
         **sampling: Any,
     ) -> Request:
         """What the engine is asked for this prompt; raises RequestError for a bad one."""
-        if thinking not in _THINKING:
+        if not isinstance(thinking, str) or thinking not in _THINKING:
             raise RequestError(f"thinking is {thinking!r}, but must be auto, on or off")
         params = self._sampling(sampling)
         if _is_ids(prompt):
@@ -276,23 +281,34 @@ def _is_ids(prompt: Prompt) -> bool:
 
 
 def _messages(prompt: str | list[Message]) -> list[Message]:
-    return [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    if isinstance(prompt, list | tuple):
+        return list(prompt)
+    raise RequestError(
+        f"a prompt is {type(prompt).__name__}, but must be a text, messages or token ids"
+    )
 
 
 def _is_batch(prompt: object) -> bool:
     if isinstance(prompt, str) and prompt:
         return False
     if not isinstance(prompt, list | tuple) or not prompt:
+        what = f"is {type(prompt).__name__}" if prompt else "is empty"
         raise RequestError(
-            "the prompt is empty: give a text, messages, token ids, or a list of those"
+            f"the prompt {what}: give a text, messages, token ids, or a list of those"
         )
     return not isinstance(prompt[0], int | dict)
+
+
+def _is_count(value: object, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
 
 
 def _use_threads(threads: int | None) -> None:
     if threads is None:
         return
-    if not isinstance(threads, int) or not 1 <= threads <= 1024:
+    if not _is_count(threads, 1024):
         raise RequestError(f"threads is {threads!r}, but must be a whole number from 1 to 1024")
     torch.set_num_threads(threads)
 
@@ -316,7 +332,7 @@ def _choose_precision(precision: str, device: torch.device) -> str:
         raise RequestError(
             f"precision {precision} is not in this version of mull: use auto, bf16 or fp32"
         )
-    if precision not in _DTYPES:
+    if not isinstance(precision, str) or precision not in _DTYPES:
         raise RequestError(f"precision is {precision!r}, but must be auto, fp32 or bf16")
     return precision
 

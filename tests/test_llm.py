@@ -120,6 +120,12 @@ def test_an_abandoned_stream_frees_its_blocks(llm):
         lambda llm: llm.generate([10**9]),
         lambda llm: llm.stream(QUESTION, top_k=-2),
         lambda llm: llm.logits([]),
+        lambda llm: llm.generate(["a", 5]),
+        lambda llm: llm.generate([1.5]),
+        lambda llm: llm.generate(5),
+        lambda llm: llm.generate("hi", thinking=["on"]),
+        lambda llm: llm.logits("abc"),
+        lambda llm: llm.logits([1.0]),
     ],
 )
 def test_bad_requests_are_refused_in_one_line(llm, call):
@@ -133,7 +139,14 @@ def test_too_long_a_prompt_says_how_much_fits(llm):
         llm.generate("word " * 3000)
 
 
-@pytest.mark.parametrize("options", [{"precision": "fp7"}, {"device": "abacus"}, {"threads": 0}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        *({"precision": "fp7"}, {"precision": ["fp32"]}, {"device": "abacus"}, {"threads": 0}),
+        *({"context": "9"}, {"context": 0}, {"cache_tokens": "x"}, {"cache_tokens": 10**15}),
+    ],
+    ids=str,
+)
 def test_bad_arguments_of_load_are_refused(smollm2_gguf, options):
     with pytest.raises(mull.RequestError):
         mull.load(str(smollm2_gguf), **options)
