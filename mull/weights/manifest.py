@@ -1,7 +1,7 @@
 """The manifest of a pulled model: where it came from and the SHA-256 of every file.
 
 It is written last, so a folder with a manifest is complete. Loading compares sizes and times;
-pulling and `mull show --verify` compare hashes.
+pulling and `weights.verify` compare hashes.
 """
 
 from __future__ import annotations
