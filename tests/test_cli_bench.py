@@ -90,12 +90,16 @@ def test_doctor_reports_the_machine_and_exits_0_with_warnings_only(
     assert {problem["severity"] for problem in report["problems"]} == {"warning"}
 
 
+@pytest.mark.parametrize("in_the_way", ["home/models", "home"])
 def test_doctor_exits_1_when_the_store_cannot_be_written(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    in_the_way: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     home = tmp_path / "home"
-    home.mkdir()
-    (home / "models").write_text("a file where the folder should be")
+    (tmp_path / in_the_way).parent.mkdir(exist_ok=True)
+    (tmp_path / in_the_way).write_text("a file where the folder should be")
     monkeypatch.setenv("MULL_HOME", str(home))
     assert main(["doctor"]) == 1
     assert "error: the model store" in capfd.readouterr().out

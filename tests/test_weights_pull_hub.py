@@ -270,6 +270,17 @@ def test_what_the_hub_does_not_have_is_said_in_one_line(
     assert "cannot fetch" in refusal()
 
 
+def test_a_password_in_the_address_of_the_hub_is_never_shown(
+    hub: HubServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint.replace("://", "://user:s3cret@"))
+    told = [refusal("some-org/Other"), refusal(f"{REPOSITORY}@v9")]
+    monkeypatch.setenv("HF_ENDPOINT", "http://user:s3cret@127.0.0.1:9")
+    for line in [*told, refusal()]:
+        assert "http://127.0.0.1" in line
+        assert "s3cret" not in line
+
+
 def test_a_disk_too_small_is_refused_before_the_first_byte(hub: HubServer) -> None:
     hub.claimed_sizes["model.safetensors"] = 15 << 40
     assert "needs 16.5 TB of disk" in refusal()

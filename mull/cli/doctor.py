@@ -148,7 +148,8 @@ def _nearest_folder(path: Path) -> Path:
 
 
 def _can_write(path: Path) -> bool:
-    return not path.is_file() and os.access(_nearest_folder(path), os.W_OK | os.X_OK)
+    there = next(each for each in (path, *path.absolute().parents) if each.exists())
+    return there.is_dir() and os.access(there, os.W_OK | os.X_OK)
 
 
 def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:

@@ -19,7 +19,14 @@ from typing import IO, Any
 
 from mull.errors import MullError, WeightsError
 from mull.weights.catalog import HubSource
-from mull.weights.hub_plan import Plan, PlannedFile, list_repository, plan_of_repair, read_plan
+from mull.weights.hub_plan import (
+    Plan,
+    PlannedFile,
+    list_repository,
+    plan_of_repair,
+    read_plan,
+    without_password,
+)
 from mull.weights.manifest import FileRecord, record_file, sha256_of, write_json
 from mull.weights.order import Fetched, Order, Repair, in_gb, require_space
 from mull.weights.store import plan_of
@@ -189,7 +196,7 @@ def _retries_told(order: Order, file: PlannedFile) -> Iterator[None]:
 def _readable_hub_errors(source: HubSource, endpoint: str) -> Iterator[None]:
     from huggingface_hub import errors
 
-    where = f"{source.repository} on {endpoint}"
+    where = f"{source.repository} on {without_password(endpoint)}"
     try:
         yield
     except MullError:
@@ -211,7 +218,8 @@ def _readable_hub_errors(source: HubSource, endpoint: str) -> Iterator[None]:
         # an error of the disk carries an errno and is told by our caller.
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        reason = (str(error).splitlines() or [""])[0].strip() or type(error).__name__
+        said = without_password(str(error))
+        reason = (said.splitlines() or [""])[0].strip() or type(error).__name__
         raise WeightsError(
             f"cannot fetch {where}: {reason[:200]}; what has arrived is kept, pull again to go on"
         ) from error

@@ -77,6 +77,11 @@ def read_plan(path: Path, source: HubSource) -> Plan | None:
     return plan if plan.answers(source) and _COMMIT.fullmatch(plan.revision) else None
 
 
+def without_password(text: str) -> str:
+    """`text` without the user and password that addresses in it may hold (HF_ENDPOINT's)."""
+    return re.sub(r"(?<=://)[^/@\s]+@", "", text)
+
+
 def list_repository(source: HubSource, endpoint: str) -> Plan:
     """Ask the hub what there is. Raises WeightsError for names or sizes no model has."""
     from huggingface_hub import HfApi
@@ -85,7 +90,8 @@ def list_repository(source: HubSource, endpoint: str) -> Plan:
         source.repository, revision=source.revision, files_metadata=True
     )
     if not isinstance(info.sha, str) or not _COMMIT.fullmatch(info.sha):
-        raise WeightsError(f"{endpoint} gave no commit for {source.repository}: refused")
+        where = without_password(endpoint)
+        raise WeightsError(f"{where} gave no commit for {source.repository}: refused")
     siblings = info.siblings or []
     for sibling in siblings:
         check_relative(sibling.rfilename)
