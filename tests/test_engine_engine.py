@@ -383,6 +383,15 @@ def test_the_queue_is_bounded_and_recovers(llama, tokenizer):
     assert len(outputs) == 4
 
 
+def test_every_sample_of_a_request_counts_in_the_queue(llama, tokenizer):
+    engine = make_engine(llama, tokenizer, max_queue=4)
+    engine.submit(Request([1, 2], SamplingParams(max_tokens=2, temperature=0, n=4)))
+    with pytest.raises(QueueFullError):
+        engine.submit(greedy([1, 2], 2))
+    outputs, _ = drain(engine)
+    assert len(outputs) == 4
+
+
 def test_a_cache_too_small_to_use_is_refused(llama, tokenizer):
     with pytest.raises(RequestError, match="cache_tokens is 8"):
         make_engine(llama, tokenizer, cache_tokens=8)

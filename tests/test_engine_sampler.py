@@ -18,6 +18,7 @@ from transformers import (
 from mull.engine import sampler
 from mull.engine.request import Request, SamplingParams
 from mull.engine.sequence import Sequence
+from mull.errors import ModelError
 
 PROMPT = [1, 5, 9, 9, 200]
 UNIFORM_7_0_0 = 0.304170625270892
@@ -169,6 +170,18 @@ def test_noise_is_even_and_independent_of_its_neighbours_in_every_argument():
 def test_noise_is_the_same_everywhere_and_for_ever():
     assert sampler.uniform(7, 0, 0) == pytest.approx(UNIFORM_7_0_0, abs=1e-15)
     assert sampler.uniform(-1, 2, 3) == sampler.uniform(2**64 - 1, 2, 3)
+
+
+@pytest.mark.parametrize("damage", [torch.nan, torch.inf])
+@pytest.mark.parametrize("vocabulary", [100, 2 * sampler.BLOCK])
+@pytest.mark.parametrize(
+    "params", [SamplingParams(temperature=0), SamplingParams(), SamplingParams(top_p=0.9)]
+)
+def test_damaged_logits_are_refused_not_sampled(params, vocabulary, damage):
+    logits_BV = make_logits(vocabulary, 1.0).repeat(2, 1)
+    logits_BV[1, 7] = damage
+    with pytest.raises(ModelError, match="damaged"):
+        sampler.sample(logits_BV, [make_sequence(params), make_sequence(params)])
 
 
 def test_a_certain_token_is_always_drawn():

@@ -144,6 +144,14 @@ def test_an_endless_thinking_is_closed_and_reported(tokenizer):
     assert output.finish_reason == "stop"
 
 
+def test_a_thinking_that_opens_again_and_loops_again_is_closed_again(tokenizer):
+    output = think(
+        tokenizer, ["zabcdea", "\n<think>z"], sampling=SamplingParams(max_tokens=700, temperature=0)
+    )
+    assert output.usage.completion_tokens == 700
+    assert output.token_ids.count(tokenizer.special_ids["</think>"]) == 2
+
+
 def test_an_endless_answer_is_ended_and_reported(tokenizer):
     engine = make_engine(chain_of(tokenizer, "abca"), tokenizer)
     (output,) = generate(engine, [Request(tokenizer.encode("a"), SamplingParams(temperature=0))])

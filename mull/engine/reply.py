@@ -66,6 +66,7 @@ class Reply:
         self.logprobs: list[TokenLogprob] = []
         self._texts: dict[str, list[str]] = {"thinking": [], "answer": []}
         self._tool_calls: list[ToolCall] = []
+        self._thinks_in_circles = False
         self._tail = ""
         self._closing_tokens = self._thought = 0
         self._new_ids: list[int] = []
@@ -105,7 +106,7 @@ class Reply:
         """Why the thinking must be closed before anything else is sampled, if so."""
         if self.is_finished or not self.parser.is_thinking:
             return None
-        if "loop" in self.details and "thinking_closed" not in self.details:
+        if self._thinks_in_circles:
             return "loop"
         return self.control.reason_to_close(self.thinking_tokens, self._tail)
 
@@ -126,7 +127,7 @@ class Reply:
     def closed(self) -> None:
         """The closing tokens have been pushed."""
         self._closing_tokens += self.thinking_tokens - self._thought
-        self.control.wants_answer = False
+        self.control.wants_answer = self._thinks_in_circles = False
         if self.loops is not None:
             self.loops.forget()
 
@@ -158,7 +159,8 @@ class Reply:
         loop = self.loops.push(token_id)
         if loop is None:
             return False
-        where = "thinking" if self.parser.is_thinking else "answer"
+        self._thinks_in_circles = self.parser.is_thinking
+        where = "thinking" if self._thinks_in_circles else "answer"
         self.details["loop"] = {"in": where, "period": loop.period, "repeats": loop.repeats}
         return where == "answer"
 

@@ -176,11 +176,9 @@ class EngineRunner:
         with loop.changed:
             if loop.is_closing:
                 raise RequestError("the engine is closed; load the model again")
-            waiting = loop.arriving + len(loop.engine.scheduler.waiting)
+            waiting = loop.arriving + loop.engine.scheduler.queued
             if waiting >= loop.engine.scheduler.max_queue:
-                raise QueueFullError(
-                    f"the queue is full ({waiting} requests are waiting): try again later"
-                )
+                raise QueueFullError(f"the queue is full ({waiting} wait): try again later")
             loop.arriving += 1
             loop.inbox.append(lambda: loop.submit(request, stream))
             loop.changed.notify()

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from mull.engine.request import TokenLogprob
 from mull.engine.sequence import Sequence
+from mull.errors import ModelError
 
 # Candidates looked at first; a row whose filters reach further is sorted.
 FEW = 64
@@ -56,13 +57,26 @@ def sample(logits_BV: Tensor, seqs: Rows[Sequence]) -> tuple[list[int], list[Tok
 def greedy(logits_BV: Tensor) -> Tensor:
     """Id of each row's largest logit, the lowest id of equal ones."""
     batch, vocabulary = logits_BV.shape
+    rows_B = torch.arange(batch, device=logits_BV.device)
     if vocabulary % BLOCK or logits_BV.device.type != "cpu":
-        return logits_BV.argmax(-1)
+        best_B = logits_BV.argmax(-1)
+        _refuse_damage(logits_BV[rows_B, best_B])
+        return best_B
     # Maxima first: torch's argmax over long rows uses no vector instructions.
     blocks_BNS = logits_BV.reshape(batch, -1, BLOCK)
-    block_B = blocks_BNS.amax(-1).argmax(-1)
-    rows_B = torch.arange(batch)
+    maxima_BN = blocks_BNS.amax(-1)
+    block_B = maxima_BN.argmax(-1)
+    _refuse_damage(maxima_BN[rows_B, block_B])
     return block_B * BLOCK + blocks_BNS[rows_B, block_B].argmax(-1)
+
+
+def _refuse_damage(best: Tensor) -> None:
+    """The rows' largest logits: a NaN anywhere in a row shows in them."""
+    if not torch.isfinite(best).all():
+        raise ModelError(
+            "the model computed a logit that is no finite number: its weights are damaged "
+            "(mull pull NAME checks and mends them), or its numbers need --precision fp32"
+        )
 
 
 def uniform(seed: int, index: int, position: int) -> float:
@@ -151,6 +165,7 @@ def _weights(logits_BV: Tensor, inverse_temperature_B1: Tensor) -> tuple[Tensor,
     """
     batch, vocabulary = logits_BV.shape
     best_B1 = logits_BV.amax(-1, keepdim=True)
+    _refuse_damage(best_B1)
     padded = -(-vocabulary // BLOCK) * BLOCK
     weights_BV = logits_BV.new_zeros(batch, padded)
     live = weights_BV[:, :vocabulary]

@@ -46,11 +46,14 @@ class Scheduler:
     def has_work(self) -> bool:
         return bool(self.waiting or self.running)
 
+    @property
+    def queued(self) -> int:
+        """Samples that wait, those that will start from another's prompt included."""
+        return sum(1 + len(seq.siblings) for seq in self.waiting)
+
     def add(self, seq: Sequence) -> None:
-        if len(self.waiting) >= self.max_queue:
-            raise QueueFullError(
-                f"the queue is full ({self.max_queue} requests are waiting): try again later"
-            )
+        if self.queued >= self.max_queue:
+            raise QueueFullError(f"the queue is full ({self.queued} wait): try again later")
         insort(self.waiting, seq, key=_arrival)
 
     def schedule(self) -> list[Chunk]:
