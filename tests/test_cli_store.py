@@ -1,6 +1,7 @@
 """`mull models`, `show`, `pull` and `rm` on a store of their own."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,30 @@ def test_show_says_what_a_model_needs_pulled_or_not(
     assert facts["name"] == name
     assert main(["show", name]) == 0
     assert f"{cache_bytes:,}" in capsys.readouterr().out
+
+
+def test_show_verify_finds_a_changed_file(
+    smollm2_gguf: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MULL_HOME", str(tmp_path / "home"))
+    own = tmp_path / "own.gguf"
+    own.write_bytes(smollm2_gguf.read_bytes())
+    assert main(["pull", str(own)]) == 0
+    own.unlink()
+    assert main(["show", "own", "--verify"]) == 0
+    (stored,) = (tmp_path / "home" / "models" / "own").glob("*.gguf")
+    times = stored.stat()
+    with stored.open("r+b") as file:
+        file.seek(-1, 2)
+        file.write(b"\x55")
+    # Size and time as they were: only the hash can tell.
+    os.utime(stored, ns=(times.st_atime_ns, times.st_mtime_ns))
+    capsys.readouterr()
+    assert main(["show", "own", "--verify"]) == 2
+    assert "not what was pulled" in capsys.readouterr().err
 
 
 def test_show_describes_a_file_of_ones_own(

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mull.cli.progress import progress_bar
+from mull.cli.terminal import note
 
 if TYPE_CHECKING:
     from mull.llm import LLM
@@ -112,4 +113,4 @@ def pull_if_absent(model: str) -> None:
 
     if all(files.name != model for files in weights.list_models()):
         with progress_bar(f"Pulling {model}", in_bytes=True) as progress:
-            weights.pull(model, progress=progress)
+            weights.pull(model, progress=progress, say=note)

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Annotated, Any
+
+import typer
 
 from mull.cli.options import JsonOption, ModelArgument
-from mull.cli.terminal import in_gb, print_json, print_table
+from mull.cli.progress import progress_bar
+from mull.cli.terminal import in_gb, note, print_json, print_table
+from mull.errors import WeightsError
 
 
-def show(model: ModelArgument, as_json: JsonOption = False) -> None:
+def show(
+    model: ModelArgument,
+    as_json: JsonOption = False,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Hash every file and compare with the manifest.")
+    ] = False,
+) -> None:
     """Describe a model and say what fits.
 
     Size, parameters, architecture, context, cache bytes per token, licence, template, hashes; also
@@ -17,6 +27,15 @@ def show(model: ModelArgument, as_json: JsonOption = False) -> None:
     """
     from mull import weights
 
+    if verify:
+        with progress_bar(f"Hashing {model}", in_bytes=True) as progress:
+            damaged = weights.verify(model, progress)
+        if damaged:
+            raise WeightsError(
+                f"{model}: {damaged[0]} is not what was pulled ({len(damaged)} such files): "
+                f"mull pull {model} fetches it again"
+            )
+        note(f"{model}: every file is what the manifest says")
     facts = weights.describe(model)
     if as_json:
         print_json(facts)

@@ -124,15 +124,15 @@ def fits(
     return Fit(False, need, have, line + "does not fit" + _advice(config, precision, context, have))
 
 
-def warning_before_download(shape: Mapping[str, Any], name: str) -> str | None:
-    """What to say before such a model is fetched: that it does not fit or run here; else None."""
+def word_before_download(shape: Mapping[str, Any], name: str) -> str:
+    """What to say before such a model is fetched: whether it fits, or that it will not run."""
     from mull.model.config import ModelConfig
 
     try:
         fit = fits(ModelConfig.from_dict(shape), name=name)
     except ModelError as error:
-        return f"{name} will not run in mull: {error}"
-    return None if fit else fit.line
+        return f"warning: {name} will not run in mull: {error}"
+    return fit.line if fit else f"warning: {fit.line}"
 
 
 def refuse_unless_fits(config: ModelConfig, dtype: torch.dtype, *, name: str) -> None:

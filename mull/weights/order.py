@@ -36,12 +36,11 @@ class Order:
             self.say(line)
 
     def tell_what_it_needs(self, shape: Mapping[str, Any]) -> None:
-        """Warn before a download whose model would not run here. shape: as in config.json."""
+        """Say before a download whether the model would run here. shape: as in config.json."""
         if shape and self.say is not None:
-            from mull.weights.memory import warning_before_download  # which imports torch
+            from mull.weights.memory import word_before_download  # which imports torch
 
-            if (warning := warning_before_download(shape, self.name)) is not None:
-                self.say(f"warning: {warning}")
+            self.say(word_before_download(shape, self.name))
 
 
 @dataclass(frozen=True)

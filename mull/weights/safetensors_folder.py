@@ -32,10 +32,13 @@ _READABLE = {"F64", "F32", "F16", "BF16", _FP8}
 def read_json(path: Path, limit: int = MAX_CONFIG_BYTES) -> dict[str, Any]:
     """A JSON object out of an untrusted file, at most `limit` bytes; WeightsError otherwise."""
     try:
-        size = path.stat().st_size
-        if size > limit:
-            raise WeightsError(f"{path}: {size:,} bytes is too large; at most {limit:,} are read")
-        values = json.loads(path.read_bytes())
+        if path.exists() and not path.is_file():
+            raise WeightsError(f"{path}: is no regular file; fetch the model again")
+        with path.open("rb") as file:
+            raw = file.read(limit + 1)
+        if len(raw) > limit:
+            raise WeightsError(f"{path}: is too large; at most {limit:,} bytes are read")
+        values = json.loads(raw)
     except FileNotFoundError:
         raise WeightsError(f"{path}: there is no such file; fetch the model again") from None
     except OSError as error:
