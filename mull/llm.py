@@ -196,7 +196,9 @@ class LLM:
         model, device = self.engine.model, self.engine.device
         with torch.inference_mode():
             ids_T = torch.tensor(ids, dtype=torch.int64, device=device)
-            return model.logits(model(ids_T, PackedSequences([len(ids)], device=device)))
+            logits_TV = model.logits(model(ids_T, PackedSequences([len(ids)], device=device)))
+        kernels.release_threads()
+        return logits_TV
 
     def request(
         self,

@@ -90,3 +90,20 @@ def test_the_package_configures_without_a_compiler(tmp_path: Path) -> None:
     )
     assert ran.returncode == 0, ran.stderr
     assert "no C++ compiler" in ran.stderr
+
+
+def test_a_thread_can_dismiss_its_team():
+    """libgomp stops spinning once there are more team threads than cores."""
+    code = (
+        "import os, torch\n"
+        "from mull import kernels\n"
+        "torch.set_num_threads(2)\n"
+        "threads = lambda: len(os.listdir('/proc/self/task'))\n"
+        "alone = threads()\n"
+        "torch.ones(1 << 20).sum()\n"
+        "with_team = threads()\n"
+        "kernels.release_threads()\n"
+        "print(with_team - alone, threads() - alone)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "0"]

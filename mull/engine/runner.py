@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import suppress
 
+from mull import kernels
 from mull.engine.engine import Counters, Engine
 from mull.engine.request import Event, Output, Request
 from mull.errors import MullError, QueueFullError, RequestError
@@ -117,6 +118,8 @@ class EngineRunner:
         self._loop = _Loop(engine)
         self._thread = threading.Thread(target=self._loop.run, name="mull-engine", daemon=True)
         self._finalizer = weakref.finalize(self, _shut_down, self._loop, self._thread)
+        # From here on the runner's thread computes, and idle teams of others slow its own down.
+        kernels.release_threads()
         self._thread.start()
 
     @property
