@@ -7,6 +7,7 @@ import pty
 import re
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -59,6 +60,8 @@ class Terminal:
         if self.pid == 0:
             os.environ.update(settings)
             os.environ.update(env or {})
+            # As a shell script's background job begins: Ctrl-C must work all the same.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
             os.execv(MULL, [MULL, *arguments])
 
     def send(self, keys: str) -> None:

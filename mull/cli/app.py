@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
@@ -64,6 +65,9 @@ def _mull(
 def run(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; every expected error is one line on stderr."""
     _open_closed_streams()
+    if sys.stdin is not None and sys.stdin.isatty():
+        # A shell script's background job starts with SIGINT ignored; at a terminal it must stop us.
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream in (sys.stdin, sys.stdout, sys.stderr):
         # Half a character in a pipe or a lone surrogate from a model must not end in a traceback.
         if isinstance(stream, io.TextIOWrapper):
