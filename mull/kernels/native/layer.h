@@ -118,15 +118,15 @@ static int64_t lay_out(const Stack& stack, int64_t rows, int64_t attention_bytes
   return p - base;
 }
 
-static void mlp(const Stack& stack, const Layer& layer, int64_t rows, float* x,
+static void mlp(const Stack& stack, const Layer& layer, const Linear* next, int64_t rows, float* x,
                 const Buffers& buffers, const Team& team) {
   const int32_t form = form_of(layer.gate), down_form = form_of(layer.down);
   norm_rows(x, layer.post_norm, stack.eps, rows, stack.hidden, buffers.narrow, form, team);
   team.barrier();
   const int64_t width = layer.gate.n, panels = panels_of(layer.gate);
   const int64_t first = team.first(panels), last = team.last(panels);
-  product(layer.gate, buffers.narrow, rows, buffers.gate, width, kStore, first, last);
-  product(layer.up, buffers.narrow, rows, buffers.up, width, kStore, first, last);
+  product(layer.gate, buffers.narrow, rows, buffers.gate, width, kStore, &layer.up, team);
+  product(layer.up, buffers.narrow, rows, buffers.up, width, kStore, &layer.down, team);
   for (int64_t r = 0; r < rows; ++r) {
     void* row = form_row(buffers.hidden, down_form, width, r);
     silu_times(buffers.gate + r * width, buffers.up + r * width, first * kPanel,
@@ -134,16 +134,18 @@ static void mlp(const Stack& stack, const Layer& layer, int64_t rows, float* x,
     if (last == panels) clear_padding(row, down_form, width);
   }
   team.barrier();
-  product(layer.down, buffers.hidden, rows, x, stack.hidden, kAdd, team);
+  product(layer.down, buffers.hidden, rows, x, stack.hidden, kAdd, next, team);
   team.barrier();
 }
 
-// attended rows in buffers.narrow, in the form of layer.out.
-static void output_and_mlp(const Stack& stack, const Layer& layer, int64_t rows, float* x,
+// attended rows in buffers.narrow, in the form of the layer's `out`.
+static void output_and_mlp(const Stack& stack, int64_t index, int64_t rows, float* x,
                            const Buffers& buffers, const Team& team) {
-  product(layer.out, buffers.narrow, rows, x, stack.hidden, kAdd, team);
+  const Layer& layer = stack.layers[index];
+  const Linear* next = index + 1 < stack.num_layers ? &stack.layers[index + 1].qkv : nullptr;
+  product(layer.out, buffers.narrow, rows, x, stack.hidden, kAdd, &layer.gate, team);
   team.barrier();
-  mlp(stack, layer, rows, x, buffers, team);
+  mlp(stack, layer, next, rows, x, buffers, team);
 }
 
 static void norm_and_qkv(const Stack& stack, const Layer& layer, int64_t rows, const float* x,
@@ -151,7 +153,7 @@ static void norm_and_qkv(const Stack& stack, const Layer& layer, int64_t rows, c
   norm_rows(x, layer.input_norm, stack.eps, rows, stack.hidden, buffers.narrow,
             form_of(layer.qkv), team);
   team.barrier();
-  product(layer.qkv, buffers.narrow, rows, qkv, layer.qkv.n, kStore, team);
+  product(layer.qkv, buffers.narrow, rows, qkv, layer.qkv.n, kStore, &layer.out, team);
   team.barrier();
 }
 
@@ -194,7 +196,7 @@ static void run_layer(const Stack& stack, int64_t index, const Step& step, float
   team.barrier();
   attention_team(&a, buffers.counters + index * kCounter, buffers.attention, team);
   team.barrier();
-  output_and_mlp(stack, layer, step.rows, x, buffers, team);
+  output_and_mlp(stack, index, step.rows, x, buffers, team);
 }
 
 static size_t stack_scratch(const Stack* stack, const Step* step, int threads) {
@@ -240,5 +242,5 @@ static void attention_outputs(const Stack* stack, int64_t index, int64_t rows,
   for (int64_t r = team.first(rows); r < team.last(rows); ++r)
     to_form(attended + r * width, width, form_row(buffers.narrow, form, width, r), form);
   team.barrier();
-  output_and_mlp(*stack, layer, rows, x, buffers, team);
+  output_and_mlp(*stack, index, rows, x, buffers, team);
 }

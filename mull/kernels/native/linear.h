@@ -16,20 +16,21 @@ MULL_INLINE int64_t panel_bytes(const Linear& linear) {
   return linear.kind == kFloat32 ? linear.k * 64 : (linear.k + 1) / 2 * 64;
 }
 
-// Asks for the same place in the next strip, so that memory works while this one is multiplied.
+// Asks for the panels of the next strip, which lie after each other from `ahead`, so that memory
+// works while this strip is multiplied.
 template <int P, bool AHEAD>
-MULL_INLINE void look_ahead(const char* w, int64_t w_bytes, int64_t i) {
+MULL_INLINE void look_ahead(const char* ahead, int64_t i) {
   if constexpr (AHEAD)
-    for (int p = 0; p < P; ++p) __builtin_prefetch(w + (P + p) * w_bytes + i * 64, 0, 2);
+    for (int p = 0; p < P; ++p) __builtin_prefetch(ahead + (i * P + p) * 64, 0, 2);
 }
 
 // acc[m][v] += sum over k of x[m][k] * w[k][16 outputs], P panels wide.
 template <int M, int P, int FORM, bool AHEAD>
 MULL_INLINE void accumulate(vf (&acc)[M][P * kVectors], const char* x, int64_t row_bytes,
-                            const char* w, int64_t w_bytes, int64_t k) {
+                            const char* w, int64_t w_bytes, int64_t k, const char* ahead) {
   if constexpr (FORM == kPlain) {
     for (int64_t i = 0; i < k; ++i) {
-      look_ahead<P, AHEAD>(w, w_bytes, i);
+      look_ahead<P, AHEAD>(ahead, i);
       vf weights[P * kVectors];
       for (int p = 0; p < P; ++p)
         for (int v = 0; v < kVectors; ++v)
@@ -42,7 +43,7 @@ MULL_INLINE void accumulate(vf (&acc)[M][P * kVectors], const char* x, int64_t r
     }
   } else if constexpr (FORM == kRounded) {
     for (int64_t i = 0; i < (k + 1) / 2; ++i) {
-      look_ahead<P, AHEAD>(w, w_bytes, i);
+      look_ahead<P, AHEAD>(ahead, i);
       for (int odd = 0; odd < 2; ++odd) {
         vf weights[P * kVectors];
         for (int p = 0; p < P; ++p)
@@ -59,7 +60,7 @@ MULL_INLINE void accumulate(vf (&acc)[M][P * kVectors], const char* x, int64_t r
   } else {
 #ifdef MULL_HAS_DPBF16
     for (int64_t i = 0; i < (k + 1) / 2; ++i) {
-      look_ahead<P, AHEAD>(w, w_bytes, i);
+      look_ahead<P, AHEAD>(ahead, i);
       __m512bh weights[P];
       for (int p = 0; p < P; ++p)
         weights[p] = (__m512bh)_mm512_loadu_si512(w + p * w_bytes + i * 64);
@@ -78,8 +79,8 @@ MULL_INLINE void accumulate(vf (&acc)[M][P * kVectors], const char* x, int64_t r
 enum Mode { kStore, kAdd };
 
 template <int M, int P, int FORM, bool AHEAD>
-static void tile(const Linear& linear, const char* x, int64_t row_bytes, int64_t panel, float* y,
-                 int64_t y_stride, Mode mode) {
+static void tile(const Linear& linear, const char* x, int64_t row_bytes, int64_t panel,
+                 const char* ahead, float* y, int64_t y_stride, Mode mode) {
   vf acc[M][P * kVectors];
 #pragma GCC unroll 24
   for (int m = 0; m < M; ++m)
@@ -87,7 +88,7 @@ static void tile(const Linear& linear, const char* x, int64_t row_bytes, int64_t
     for (int v = 0; v < P * kVectors; ++v) acc[m][v] = vf{};
   const int64_t w_bytes = panel_bytes(linear);
   accumulate<M, P, FORM, AHEAD>(acc, x, row_bytes,
-                         static_cast<const char*>(linear.packed) + panel * w_bytes, w_bytes, linear.k);
+                         static_cast<const char*>(linear.packed) + panel * w_bytes, w_bytes, linear.k, ahead);
   for (int p = 0; p < P; ++p) {
     const int64_t first = (panel + p) * kPanel;
     const int64_t valid = low(static_cast<int64_t>(kPanel), linear.n - first);
@@ -114,15 +115,17 @@ static void tile(const Linear& linear, const char* x, int64_t row_bytes, int64_t
 
 template <int M, int P, int FORM, bool AHEAD>
 static void tile_of(int64_t rows, const Linear& linear, const char* x, int64_t row_bytes,
-                    int64_t panel, float* y, int64_t y_stride, Mode mode) {
-  if (rows == M) return tile<M, P, FORM, AHEAD>(linear, x, row_bytes, panel, y, y_stride, mode);
-  if constexpr (M > 1) tile_of<M - 1, P, FORM, AHEAD>(rows, linear, x, row_bytes, panel, y, y_stride, mode);
+                    int64_t panel, const char* ahead, float* y, int64_t y_stride, Mode mode) {
+  if (rows == M)
+    return tile<M, P, FORM, AHEAD>(linear, x, row_bytes, panel, ahead, y, y_stride, mode);
+  if constexpr (M > 1)
+    tile_of<M - 1, P, FORM, AHEAD>(rows, linear, x, row_bytes, panel, ahead, y, y_stride, mode);
 }
 
 // P panels side by side over all rows, in row tiles of nearly equal height.
 template <int P, int FORM>
 static void strip(const Linear& linear, const char* x, int64_t row_bytes, int64_t rows,
-                  int64_t panel, float* y, int64_t y_stride, Mode mode) {
+                  int64_t panel, const char* ahead, float* y, int64_t y_stride, Mode mode) {
   constexpr int kRows = kAccumulators / (P * kVectors);
   const int64_t tiles = ceil_div(rows, kRows);
   for (int64_t t = 0; t < tiles; ++t) {
@@ -130,15 +133,23 @@ static void strip(const Linear& linear, const char* x, int64_t row_bytes, int64_
     const char* xr = x + r * row_bytes;
     float* yr = y + r * y_stride;
     if (t == 0)
-      tile_of<kRows, P, FORM, true>(end - r, linear, xr, row_bytes, panel, yr, y_stride, mode);
+      tile_of<kRows, P, FORM, true>(end - r, linear, xr, row_bytes, panel, ahead, yr, y_stride,
+                                    mode);
     else
-      tile_of<kRows, P, FORM, false>(end - r, linear, xr, row_bytes, panel, yr, y_stride, mode);
+      tile_of<kRows, P, FORM, false>(end - r, linear, xr, row_bytes, panel, ahead, yr, y_stride,
+                                     mode);
   }
 }
 
 template <int FORM>
 static void product_form(const Linear& linear, const char* x, int64_t row_bytes, int64_t rows,
-                         float* y, int64_t y_stride, Mode mode, int64_t first, int64_t last) {
+                         float* y, int64_t y_stride, Mode mode, int64_t first, int64_t last,
+                         const char* next) {
+  // What follows a strip of `count` panels: the next strip, or the weights multiplied after these.
+  const char* weights = static_cast<const char*>(linear.packed);
+  auto after = [&](int64_t panel, int64_t count) {
+    return panel + count < last || !next ? weights + (panel + count) * panel_bytes(linear) : next;
+  };
   constexpr int64_t kBlockBytes = 512 * 1024;  // rows of activations that stay in the L2 cache
   const int64_t block = high(static_cast<int64_t>(48), kBlockBytes / row_bytes / 12 * 12);
   for (int64_t r = 0; r < rows; r += block) {
@@ -150,34 +161,36 @@ static void product_form(const Linear& linear, const char* x, int64_t row_bytes,
     if constexpr (4 * kVectors <= kAccumulators)
       if (count * 4 * kVectors <= kAccumulators)
         for (; panel + 4 <= last; panel += 4)
-          strip<4, FORM>(linear, xr, row_bytes, count, panel, yr, y_stride, mode);
+          strip<4, FORM>(linear, xr, row_bytes, count, panel, after(panel, 4), yr, y_stride, mode);
     if constexpr (2 * kVectors <= kAccumulators)
       if (kVectors == 1 || count * 2 * kVectors <= kAccumulators)
         for (; panel + 2 <= last; panel += 2)
-          strip<2, FORM>(linear, xr, row_bytes, count, panel, yr, y_stride, mode);
+          strip<2, FORM>(linear, xr, row_bytes, count, panel, after(panel, 2), yr, y_stride, mode);
     for (; panel < last; ++panel)
-      strip<1, FORM>(linear, xr, row_bytes, count, panel, yr, y_stride, mode);
+      strip<1, FORM>(linear, xr, row_bytes, count, panel, after(panel, 1), yr, y_stride, mode);
   }
 }
 
-// Panels [first, last) of y (=|+=) x @ weights.T + bias; x in the form of `linear`, rows padded.
+// Where the part of `linear` begins that this thread multiplies.
+MULL_INLINE const char* own_part(const Linear& linear, const Team& team) {
+  return static_cast<const char*>(linear.packed) + team.first(panels_of(linear)) * panel_bytes(linear);
+}
+
+// This thread's panels of y (=|+=) x @ weights.T + bias; x in the form of `linear`, rows padded.
+// `next`: the linear multiplied after this one, or null.
 static void product(const Linear& linear, const void* x, int64_t rows, float* y, int64_t y_stride,
-                    Mode mode, int64_t first, int64_t last) {
+                    Mode mode, const Linear* next, const Team& team) {
+  const int64_t first = team.first(panels_of(linear)), last = team.last(panels_of(linear));
   const int32_t form = form_of(linear);
   const int64_t row_bytes = padded(linear.k) * form_bytes(form);
   const char* bytes = static_cast<const char*>(x);
+  const char* later = next ? own_part(*next, team) : nullptr;
   if (form == kPlain)
-    product_form<kPlain>(linear, bytes, row_bytes, rows, y, y_stride, mode, first, last);
+    product_form<kPlain>(linear, bytes, row_bytes, rows, y, y_stride, mode, first, last, later);
   else if (form == kRounded)
-    product_form<kRounded>(linear, bytes, row_bytes, rows, y, y_stride, mode, first, last);
+    product_form<kRounded>(linear, bytes, row_bytes, rows, y, y_stride, mode, first, last, later);
   else
-    product_form<kPairs>(linear, bytes, row_bytes, rows, y, y_stride, mode, first, last);
-}
-
-static void product(const Linear& linear, const void* x, int64_t rows, float* y, int64_t y_stride,
-                    Mode mode, const Team& team) {
-  const int64_t panels = panels_of(linear);
-  product(linear, x, rows, y, y_stride, mode, team.first(panels), team.last(panels));
+    product_form<kPairs>(linear, bytes, row_bytes, rows, y, y_stride, mode, first, last, later);
 }
 
 MULL_INLINE void* form_row(void* base, int32_t form, int64_t width, int64_t row) {
@@ -205,5 +218,5 @@ static void linear_team(const Linear* linear, const float* x, int64_t rows, floa
   for (int64_t r = team.first(rows); r < team.last(rows); ++r)
     to_form(x + r * linear->k, linear->k, form_row(scratch, form, linear->k, r), form);
   team.barrier();
-  product(*linear, scratch, rows, y, linear->n, kStore, team);
+  product(*linear, scratch, rows, y, linear->n, kStore, nullptr, team);
 }
