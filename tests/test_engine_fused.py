@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from mull.engine.cache import PagedCache
 from mull.engine.fused import FusedLayers
+from mull.engine.packing import bind
 from mull.engine.paged import PagedSequences
 from mull.engine.prepare import prepare
 from mull.engine.scheduler import Chunk
-from mull.errors import RequestError
+from mull.errors import KernelError, RequestError
 from mull.kernels import PackedLinear
 from mull.model.config import ModelConfig
 from mull.model.sequences import PackedSequences
@@ -172,7 +173,7 @@ def test_bf16_logits_stay_near_those_of_fp32() -> None:
 def test_tied_embeddings_are_held_once() -> None:
     model = prepare(make_model(**FAMILIES["llama, tied"]), precision="bf16", device=CPU)
     assert isinstance(model.lm_head, PackedLinear)
-    holders = [p for p in model.parameters() if p.numel() >= VOCABULARY * 48]
+    holders = [b for b in model.buffers() if b.nbytes >= VOCABULARY * 48 * 2]
     assert len(holders) == 1
     assert holders[0] is model.lm_head.packed
 
@@ -214,6 +215,48 @@ def test_without_native_kernels_only_the_precision_changes(monkeypatch: pytest.M
         got = paged_logits(plain, make_cache(model), [Chunk(table, 0, 33)])
     torch.testing.assert_close(got, expected, rtol=0, atol=2e-5)
     torch.testing.assert_close(plain_logits(native, ids, [33]), expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("family", [FAMILIES["llama, biases"], MLA], ids=["llama", "mla"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_a_skeleton_filled_with_the_tensors_of_a_prepared_model_is_that_model(
+    family: dict[str, object], precision: str
+) -> None:
+    real = make_model(**family)
+    packed = prepare(copy.deepcopy(real), precision=precision, device=CPU)
+    with torch.device("meta"):
+        skeleton = CausalLM(real.config)
+    skeleton = prepare(skeleton, precision=precision, device=CPU)
+    wanted = packed.state_dict()
+    empty = skeleton.state_dict()
+    assert {n: (t.shape, t.dtype) for n, t in empty.items()} == {
+        n: (t.shape, t.dtype) for n, t in wanted.items()
+    }
+    assert all(tensor.is_meta for tensor in empty.values())
+    with pytest.raises(KernelError, match="filled"):
+        plain_logits(skeleton, make_ids(5), [5])
+    skeleton.load_state_dict({n: t.clone() for n, t in wanted.items()}, assign=True)
+    bind(skeleton)
+    ids = make_ids(20)
+    assert torch.equal(plain_logits(skeleton, ids, [20]), plain_logits(packed, ids, [20]))
+
+
+def test_a_model_packed_while_its_modules_are_filled_is_the_model_packed_whole() -> None:
+    real = make_model(**FAMILIES["qwen3"])
+    named = dict(real.named_parameters())
+    with torch.device("meta"):
+        lazy = CausalLM(real.config)
+    names = {id(parameter): name for name, parameter in lazy.named_parameters()}
+
+    def fill(module: nn.Module) -> None:
+        for leaf, parameter in list(module.named_parameters(recurse=False)):
+            weight = named[names[id(parameter)]].detach().clone()
+            setattr(module, leaf, nn.Parameter(weight, requires_grad=False))
+
+    packed = prepare(lazy, precision="bf16", device=CPU, fill=fill)
+    whole = prepare(real, precision="bf16", device=CPU)
+    ids = make_ids(20)
+    assert torch.equal(plain_logits(packed, ids, [20]), plain_logits(whole, ids, [20]))
 
 
 def test_an_unknown_precision_is_refused() -> None:

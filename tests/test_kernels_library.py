@@ -27,7 +27,7 @@ def test_native_kernels_are_built_where_a_compiler_is() -> None:
 def test_torch_and_the_kernels_share_one_openmp_runtime() -> None:
     program = (
         "import torch, mull.kernels as k\n"
-        "k.PackedLinear(torch.ones(64, 64), None, torch.float32)(torch.ones(8, 64))\n"
+        "k.PackedLinear.pack(torch.ones(64, 64), None, 'fp32')(torch.ones(8, 64))\n"
         "maps = open('/proc/self/maps').read().splitlines()\n"
         "names = ('libgomp', 'libomp', 'libiomp5')\n"
         "print(len({m.split()[-1] for m in maps if any(n in m for n in names)}))\n"

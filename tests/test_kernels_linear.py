@@ -8,7 +8,7 @@ from torch import nn
 from mull.errors import KernelError
 from mull.kernels import PackedLinear, reference
 
-DTYPES = [torch.float32, torch.bfloat16]
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 SHAPES = [(1, 3), (15, 33), (17, 64), (33, 1), (100, 31), (192, 576)]
 
 
@@ -18,29 +18,27 @@ def _weights(n: int, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", DTYPES)
 def test_packed_linear_equals_the_reference_for_odd_shapes_and_any_number_of_rows(
-    variant: str, dtype: torch.dtype
+    variant: str, kind: str
 ) -> None:
     with using(variant):
         for n, k in SHAPES:
             weight, bias = _weights(n, k)
-            packed = PackedLinear(weight, bias, dtype)
+            packed = PackedLinear.pack(weight, bias, kind)
             x = torch.randn(40, k, generator=torch.Generator().manual_seed(1))
             for rows in (1, 2, 3, 5, 6, 7, 12, 13, 40):
-                expected = reference.linear(x[:rows], weight.to(dtype), bias)
+                expected = reference.linear(x[:rows], weight.to(DTYPES[kind]), bias)
                 torch.testing.assert_close(packed(x[:rows]), expected, rtol=1e-5, atol=2e-4)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_row_has_the_same_bits_whatever_rows_it_is_computed_with(
-    variant: str, dtype: torch.dtype
-) -> None:
+@pytest.mark.parametrize("kind", DTYPES)
+def test_a_row_has_the_same_bits_whatever_rows_it_is_computed_with(variant: str, kind: str) -> None:
     weight, bias = _weights(70, 97)
     x = torch.randn(300, 97, generator=torch.Generator().manual_seed(2))
     with using(variant):
-        packed = PackedLinear(weight, bias, dtype)
+        packed = PackedLinear.pack(weight, bias, kind)
         alone = torch.cat([packed(row[None]) for row in x])
         for rows in (2, 4, 6, 7, 11, 16, 40, 300):
             assert torch.equal(packed(x[:rows]), alone[:rows])
@@ -52,7 +50,7 @@ def test_a_row_has_the_same_bits_whatever_the_number_of_threads(variant: str) ->
     x = torch.randn(9, 64, generator=torch.Generator().manual_seed(3))
     threads = torch.get_num_threads()
     with using(variant):
-        packed = PackedLinear(weight, None, torch.bfloat16)
+        packed = PackedLinear.pack(weight, None, "bf16")
         results = []
         for count in (1, 2, 3):
             torch.set_num_threads(count)
@@ -63,30 +61,30 @@ def test_a_row_has_the_same_bits_whatever_the_number_of_threads(variant: str) ->
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_row_of_nan_spoils_no_other_row(variant: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kind", DTYPES)
+def test_a_row_of_nan_spoils_no_other_row(variant: str, kind: str) -> None:
     weight, _ = _weights(33, 50)
     x = torch.randn(9, 50, generator=torch.Generator().manual_seed(4))
     spoilt = x.clone()
     spoilt[4] = float("nan")
     with using(variant):
-        packed = PackedLinear(weight, None, dtype)
+        packed = PackedLinear.pack(weight, None, kind)
         clean, got = packed(x), packed(spoilt)
     assert got[4].isnan().all()
     others = [0, 1, 2, 3, 5, 6, 7, 8]
     assert torch.equal(got[others], clean[others])
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_rows_give_back_the_weights_of_a_tied_embedding(dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("kind", DTYPES)
+def test_rows_give_back_the_weights_of_a_tied_embedding(kind: str) -> None:
     weight, _ = _weights(37, 19)
-    packed = PackedLinear(weight, None, dtype)
+    packed = PackedLinear.pack(weight, None, kind)
     ids = torch.tensor([[0, 36, 5], [16, 15, 5]])
-    assert torch.equal(packed.rows(ids), weight.to(dtype)[ids].float())
+    assert torch.equal(packed.rows(ids), weight.to(DTYPES[kind])[ids].float())
 
 
 def test_rows_refuse_ids_outside_the_vocabulary() -> None:
-    packed = PackedLinear(_weights(37, 19)[0], None, torch.float32)
+    packed = PackedLinear.pack(_weights(37, 19)[0], None, "fp32")
     with pytest.raises(KernelError, match="vocabulary of 37"):
         packed.rows(torch.tensor([37]))
 
@@ -94,28 +92,28 @@ def test_rows_refuse_ids_outside_the_vocabulary() -> None:
 def test_from_linear_keeps_leading_axes_bias_and_input_dtype() -> None:
     torch.manual_seed(5)
     linear = nn.Linear(20, 30)
-    packed = PackedLinear.from_linear(linear, torch.float32)
+    packed = PackedLinear.from_linear(linear, "fp32")
     x = torch.randn(2, 3, 20)
     torch.testing.assert_close(packed(x), linear(x).detach())
     assert packed(x.bfloat16()).dtype == torch.bfloat16
 
 
-def test_wrong_width_and_wrong_dtype_are_refused_in_one_line() -> None:
+def test_wrong_width_and_wrong_kind_are_refused_in_one_line() -> None:
     weight, _ = _weights(4, 8)
     with pytest.raises(KernelError, match="8 inputs was given rows of 9"):
-        PackedLinear(weight, None, torch.float32)(torch.zeros(1, 9))
+        PackedLinear.pack(weight, None, "fp32")(torch.zeros(1, 9))
     with pytest.raises(KernelError, match="float16"):
-        PackedLinear(weight, None, torch.float16)
+        PackedLinear.pack(weight, None, "float16")
 
 
 def test_torch_fallback_computes_the_same_product(monkeypatch: pytest.MonkeyPatch) -> None:
     weight, bias = _weights(33, 47)
     x = torch.randn(5, 47, generator=torch.Generator().manual_seed(6))
     ids = torch.tensor([0, 32, 7])
-    for dtype in DTYPES:
-        native = PackedLinear(weight, bias, dtype)
+    for kind in DTYPES:
+        native = PackedLinear.pack(weight, bias, kind)
         expected, rows = native(x), native.rows(ids)
         with without_native(monkeypatch):
-            fallback = PackedLinear(weight, bias, dtype)
+            fallback = PackedLinear.pack(weight, bias, kind)
             torch.testing.assert_close(fallback(x), expected, rtol=1e-5, atol=1e-4)
             assert torch.equal(fallback.rows(ids), rows)

@@ -13,9 +13,10 @@ import ctypes
 import torch
 from torch import Tensor, nn
 
+from mull.engine.packing import Fill, address, already_filled, norm_weight, take_packed
 from mull.engine.paged import PagedSequences
 from mull.errors import KernelError
-from mull.kernels import PackedLinear, library
+from mull.kernels import library
 from mull.kernels.attention import paging
 from mull.model.attention import Attention
 from mull.model.config import ModelConfig
@@ -26,30 +27,39 @@ from mull.model.sequences import Sequences
 
 class FusedLayer(nn.Module):
     """One decoder layer's packed weights. Takes the originals apart: each tensor is dropped as soon
-    as its packed copy exists."""
+    as its packed copy exists. fill: see prepare."""
 
-    def __init__(self, layer: DecoderLayer, dtype: torch.dtype) -> None:
+    input_norm: Tensor
+    post_norm: Tensor
+    q_norm: Tensor | None
+    k_norm: Tensor | None
+
+    def __init__(self, layer: DecoderLayer, kind: str, fill: Fill = already_filled) -> None:
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
         assert isinstance(attention, Attention)
         assert isinstance(mlp, GatedMLP)
-        self.input_norm = _norm(layer.input_layernorm)
-        self.post_norm = _norm(layer.post_attention_layernorm)
-        self.q_norm = _norm(attention.q_norm)
-        self.k_norm = _norm(attention.k_norm)
-        qkv = [_take(attention, name) for name in ("q_proj", "k_proj", "v_proj")]
-        self.qkv = _packed_together(qkv, dtype)
-        self.out = PackedLinear.from_linear(_take(attention, "o_proj"), dtype)
-        self.gate = PackedLinear.from_linear(_take(mlp, "gate_proj"), dtype)
-        self.up = PackedLinear.from_linear(_take(mlp, "up_proj"), dtype)
-        self.down = PackedLinear.from_linear(_take(mlp, "down_proj"), dtype)
+        norms = {
+            "input_norm": layer.input_layernorm,
+            "post_norm": layer.post_attention_layernorm,
+            "q_norm": attention.q_norm,
+            "k_norm": attention.k_norm,
+        }
+        for name, norm in norms.items():
+            self.register_buffer(name, norm_weight(norm, fill))
+        self.qkv = take_packed(attention, ("q_proj", "k_proj", "v_proj"), kind, fill)
+        self.out = take_packed(attention, ("o_proj",), kind, fill)
+        self.gate = take_packed(mlp, ("gate_proj",), kind, fill)
+        self.up = take_packed(mlp, ("up_proj",), kind, fill)
+        self.down = take_packed(mlp, ("down_proj",), kind, fill)
 
     def native(self) -> library.Layer:
+        """Of this layer's tensors as they are bound now."""
         return library.Layer(
-            input_norm=_address(self.input_norm),
-            post_norm=_address(self.post_norm),
-            q_norm=_address(self.q_norm),
-            k_norm=_address(self.k_norm),
+            input_norm=address(self.input_norm),
+            post_norm=address(self.post_norm),
+            q_norm=address(self.q_norm),
+            k_norm=address(self.k_norm),
             qkv=self.qkv.native,
             out=self.out.native,
             gate=self.gate.native,
@@ -61,25 +71,45 @@ class FusedLayer(nn.Module):
 class FusedLayers(nn.Module):
     """Every layer and the final norm; called like one DecoderLayer. The residual is float32."""
 
-    def __init__(self, config: ModelConfig, layers: list[FusedLayer], norm: RMSNorm) -> None:
+    final_norm: Tensor
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        layers: list[FusedLayer],
+        norm: RMSNorm,
+        fill: Fill = already_filled,
+    ) -> None:
         super().__init__()
         self.layers = nn.ModuleList(layers)
-        self.final_norm = _norm(norm)
+        self.register_buffer("final_norm", norm_weight(norm, fill))
+        self.hidden, self.eps = config.hidden_size, config.rms_norm_eps
         self.heads, self.kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.head_dim = config.head_dim
         self.scale = config.head_dim**-0.5
-        self._layers = (library.Layer * len(layers))(*(layer.native() for layer in layers))
+        self._stack: library.Stack | None = None
+
+    def bind(self) -> None:
+        """Hand the tensors' addresses to the native code; after the packed layers' own `bind`."""
+        structs = [layer.native() for layer in self.layers]  # type: ignore[operator]
+        self._layers = (library.Layer * len(structs))(*structs)
         self._stack = library.Stack(
             layers=self._layers,
-            final_norm=_address(self.final_norm),
-            num_layers=len(layers),
-            hidden=config.hidden_size,
+            final_norm=address(self.final_norm),
+            num_layers=len(structs),
+            hidden=self.hidden,
             heads=self.heads,
             kv_heads=self.kv_heads,
             head_dim=self.head_dim,
-            eps=config.rms_norm_eps,
+            eps=self.eps,
             scale=self.scale,
         )
+
+    @property
+    def stack(self) -> library.Stack:
+        if self._stack is None:
+            raise KernelError("the fused layers were used before they were filled and bound")
+        return self._stack
 
     def forward(self, x_TD: Tensor, seqs: Sequences, rope: tuple[Tensor, Tensor]) -> Tensor:
         x_TD = x_TD.detach().to(torch.float32, copy=True).contiguous()
@@ -94,7 +124,7 @@ class FusedLayers(nn.Module):
     def _run(self, x_TD: Tensor, seqs: PagedSequences, step: library.Step) -> None:
         """x_TD in place; keys and values of the new tokens go to the cache."""
         cache = seqs.cache
-        if cache.dtype not in library.KINDS:
+        if cache.dtype not in library.CACHE_KINDS:
             raise KernelError(f"the native cache is float32 or bfloat16, not {cache.dtype}")
         pointers = ctypes.c_void_p * len(cache.keys)
         keys = pointers(*(key.data_ptr() for key in cache.keys))
@@ -104,10 +134,10 @@ class FusedLayers(nn.Module):
         step.key_cache = ctypes.cast(keys, ctypes.c_void_p)
         step.value_cache = ctypes.cast(values, ctypes.c_void_p)
         step.paging = paging(*tables, cache_NS=cache.keys[0])
-        step.cache_kind = library.KINDS[cache.dtype]
+        step.cache_kind = library.CACHE_KINDS[cache.dtype]
         library.check(
             _lib().mull_stack(
-                ctypes.byref(self._stack),
+                ctypes.byref(self.stack),
                 ctypes.byref(step),
                 x_TD.data_ptr(),
                 library.threads(),
@@ -117,7 +147,7 @@ class FusedLayers(nn.Module):
     def _run_around(self, x_TD: Tensor, seqs: Sequences, step: library.Step) -> None:
         lib, rows, d = _lib(), len(x_TD), self.head_dim
         heads = (self.heads, self.kv_heads, self.kv_heads)
-        stack, one_step, threads = ctypes.byref(self._stack), ctypes.byref(step), library.threads()
+        stack, one_step, threads = ctypes.byref(self.stack), ctypes.byref(step), library.threads()
         for layer in range(len(self.layers)):
             qkv = torch.empty(rows, sum(heads), d)
             library.check(
@@ -132,7 +162,7 @@ class FusedLayers(nn.Module):
                     stack, layer, one_step, out_THd.data_ptr(), x_TD.data_ptr(), threads
                 )
             )
-        x_TD.copy_(_final_norm(x_TD, self.final_norm, self._stack.eps))
+        x_TD.copy_(_final_norm(x_TD, self.final_norm, self.eps))
 
 
 def can_fuse(config: ModelConfig) -> bool:
@@ -149,28 +179,3 @@ def _lib() -> ctypes.CDLL:
     if lib is None:
         raise KernelError("fused layers need the native kernels: load the model again without them")
     return lib
-
-
-def _norm(norm: nn.Module) -> Tensor | None:
-    """float32 weight of a norm, None for a layer that has none."""
-    if not isinstance(norm, RMSNorm):
-        return None
-    return norm.weight.detach().float().contiguous()
-
-
-def _address(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr()
-
-
-def _take(module: nn.Module, name: str) -> nn.Linear:
-    """The linear layer, no longer held by its module."""
-    linear = getattr(module, name)
-    delattr(module, name)
-    return linear
-
-
-def _packed_together(linears: list[nn.Linear], dtype: torch.dtype) -> PackedLinear:
-    weight = torch.cat([linear.weight.detach() for linear in linears])
-    if linears[0].bias is None:
-        return PackedLinear(weight, None, dtype)
-    return PackedLinear(weight, torch.cat([linear.bias.detach() for linear in linears]), dtype)

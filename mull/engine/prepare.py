@@ -1,6 +1,8 @@
 """Turns a freshly loaded model into the one the engine runs: its precision, and native layers.
 
-Inference only, in place, one tensor at a time: memory peaks at the model plus one tensor.
+Inference only, in place, one tensor at a time. A model on the meta device becomes a skeleton, whose
+tensors (`state_dict`) somebody fills from a file and then calls `bind`; with `fill` it is packed
+module by module as its weights are read, so that memory peaks at the result and one module.
 """
 
 from __future__ import annotations
@@ -10,85 +12,113 @@ from torch import Tensor, nn
 
 from mull import kernels
 from mull.engine.fused import FusedLayer, FusedLayers, can_fuse
+from mull.engine.packing import Fill, already_filled, bind, take_packed
 from mull.errors import RequestError
 from mull.kernels import PackedLinear
 from mull.model.decoder import DecoderLayer
 from mull.model.layers import RMSNorm
 from mull.model.transformer import CausalLM
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+# What is not packed (norms, routers, experts without a native layer) at each precision.
+PRECISIONS = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "q8": torch.bfloat16,
+    "q4": torch.bfloat16,
+}
+QUANTISED = ("q8", "q4")
 # kv_b_proj is also read as a matrix: the absorbed form of MLA folds it into query and output.
 _READ_AS_MATRIX = ("kv_b_proj",)
 
 
 class PackedEmbedding(nn.Module):
-    """Token embedding read out of the packed head of a model that ties the two."""
+    """Token embedding read out of packed rows: those of the head where the model ties the two."""
 
-    def __init__(self, head: PackedLinear, dtype: torch.dtype) -> None:
+    def __init__(self, rows: PackedLinear, dtype: torch.dtype) -> None:
         super().__init__()
-        self.head = head
+        self.head = rows
         self.dtype = dtype
 
     def forward(self, ids_T: Tensor) -> Tensor:
         return self.head.rows(ids_T).to(self.dtype)
 
 
-def prepare(model: CausalLM, *, precision: str, device: torch.device) -> CausalLM:
-    """The same model in `precision` (fp32, bf16) on `device`, native layers where they can run.
+def prepare(
+    model: CausalLM, *, precision: str, device: torch.device, fill: Fill = already_filled
+) -> CausalLM:
+    """The same model in `precision` (one of PRECISIONS) on `device`, native layers where they run.
 
-    On the CPU every nn.Linear becomes a PackedLinear, and the layers of a grouped-query dense
-    model become FusedLayers with a float32 residual. Elsewhere only dtype and device change.
+    On the CPU every nn.Linear becomes a PackedLinear (at q4 the head, and an embedding, is q8), and
+    the layers of a grouped-query dense model become FusedLayers with a float32 residual. Elsewhere
+    only dtype and device change.
     """
     dtype = PRECISIONS.get(precision)
     if dtype is None:
         raise RequestError(f"precision is {precision!r}: use one of {', '.join(PRECISIONS)}")
+    if precision in QUANTISED and device.type != "cpu":
+        raise RequestError(f"precision {precision} runs on the CPU only: use bf16 on {device.type}")
     model.requires_grad_(False).eval()
-    if device.type != "cpu" or not kernels.native_available():
-        _convert(model, dtype, device)
-        return model
-    residual = dtype
-    if can_fuse(model.config):
-        _fuse(model, dtype)
-        residual = torch.float32
-    _pack_head(model, dtype, residual)
-    _pack_linears(model, dtype)
-    _convert(model, dtype, device)
+    native = device.type == "cpu" and kernels.native_available()
+    if native or precision in QUANTISED:
+        residual = dtype
+        if native and can_fuse(model.config):
+            _fuse(model, precision, fill)
+            residual = torch.float32
+        _pack_head(model, precision, residual, fill)
+        _pack_linears(model, precision, fill)
+    _convert(model, dtype, device, fill)
+    if not any(tensor.is_meta for tensor in model.state_dict().values()):
+        bind(model)
     return model
 
 
-def _convert(model: CausalLM, dtype: torch.dtype, device: torch.device) -> None:
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(device=device, dtype=dtype)
-    for buffer in model.buffers():
-        # Their dtype has a meaning of its own: the router's selection bias is float32.
-        buffer.data = buffer.data.to(device)
+def _convert(model: CausalLM, dtype: torch.dtype, device: torch.device, fill: Fill) -> None:
+    """What is still plain, module by module."""
+    for module in model.modules():
+        fill(module)
+        for parameter in module.parameters(recurse=False):
+            parameter.data = _moved(parameter.data, device).to(dtype)
+        for buffer in module.buffers(recurse=False):
+            # Their dtype has a meaning of its own: the router's selection bias is float32.
+            buffer.data = _moved(buffer.data, device)
 
 
-def _fuse(model: CausalLM, dtype: torch.dtype) -> None:
+def _moved(tensor: Tensor, device: torch.device) -> Tensor:
+    return tensor if tensor.is_meta else tensor.to(device)
+
+
+def _fuse(model: CausalLM, kind: str, fill: Fill) -> None:
     decoder = model.model
     fused = []
     for index, layer in enumerate(decoder.layers):
         assert isinstance(layer, DecoderLayer)
         decoder.layers[index] = nn.Identity()
-        fused.append(FusedLayer(layer, dtype))
+        fused.append(FusedLayer(layer, kind, fill))
     assert isinstance(decoder.norm, RMSNorm)
-    decoder.layers = nn.ModuleList([FusedLayers(model.config, fused, decoder.norm)])
+    decoder.layers = nn.ModuleList([FusedLayers(model.config, fused, decoder.norm, fill)])
     decoder.norm = nn.Identity()  # type: ignore[assignment]
 
 
-def _pack_head(model: CausalLM, dtype: torch.dtype, residual: torch.dtype) -> None:
-    if model.config.tie_word_embeddings:
+def _pack_head(model: CausalLM, precision: str, residual: torch.dtype, fill: Fill) -> None:
+    # Four bits of the head alone cost more quality than of all layers together.
+    kind = "q8" if precision == "q4" else precision
+    decoder, tied = model.model, model.config.tie_word_embeddings
+    if tied:
         # The embedding holds the same tensor: let go of it first, so that only one copy is left.
-        model.model.embed_tokens = nn.Identity()  # type: ignore[assignment]
-    head = PackedLinear(model.lm_head.weight, None, dtype, out_dtype=torch.float32)
+        decoder.embed_tokens = nn.Identity()  # type: ignore[assignment]
+    elif precision in QUANTISED:
+        fill(decoder.embed_tokens)
+        rows = PackedLinear.pack(decoder.embed_tokens.weight, None, kind)
+        decoder.embed_tokens = PackedEmbedding(rows, residual)  # type: ignore[assignment]
+    head = take_packed(model, ("lm_head",), kind, fill)
+    head.out_dtype = torch.float32
     model.lm_head = head  # type: ignore[assignment]
-    if model.config.tie_word_embeddings:
-        embedding = PackedEmbedding(head, residual)
-        model.model.embed_tokens = embedding  # type: ignore[assignment]
+    if tied:
+        decoder.embed_tokens = PackedEmbedding(head, residual)  # type: ignore[assignment]
 
 
-def _pack_linears(model: CausalLM, dtype: torch.dtype) -> None:
+def _pack_linears(model: CausalLM, kind: str, fill: Fill) -> None:
     for module in list(model.modules()):
         for name, child in list(module.named_children()):
             if isinstance(child, nn.Linear) and name not in _READ_AS_MATRIX:
-                setattr(module, name, PackedLinear.from_linear(child, dtype))
+                setattr(module, name, take_packed(module, (name,), kind, fill))

@@ -32,7 +32,7 @@ def write_cache(cache_NS: Tensor, values_T: Tensor, slots_T: Tensor) -> None:
     library.check(
         lib.mull_write_cache(
             cache_NS.data_ptr(),
-            library.KINDS[cache_NS.dtype],
+            library.CACHE_KINDS[cache_NS.dtype],
             slots,
             cache_NS.numel() // max(slots, 1),
             values_T.data_ptr(),
@@ -88,7 +88,7 @@ def paged_attention(
         value_token_stride=kv_heads * value_dim,
         value_head_stride=value_dim,
         scale=scale,
-        cache_kind=library.KINDS[key_NSGd.dtype],
+        cache_kind=library.CACHE_KINDS[key_NSGd.dtype],
     )
     library.check(lib.mull_attention(ctypes.byref(attention), library.threads()))
     return out_THe.to(dtype)
@@ -134,7 +134,7 @@ def paged_latent_attention(
         key_token_stride=width,
         value_token_stride=width,
         scale=scale,
-        cache_kind=library.KINDS[latent_NSc.dtype],
+        cache_kind=library.CACHE_KINDS[latent_NSc.dtype],
     )
     library.check(lib.mull_attention(ctypes.byref(attention), library.threads()))
     return out_THv.to(dtype)
@@ -157,7 +157,7 @@ def paging(
 
 def _native_for(*caches: Tensor) -> ctypes.CDLL | None:
     lib = library.library()
-    if lib is None or not all(cache.dtype in library.KINDS for cache in caches):
+    if lib is None or not all(cache.dtype in library.CACHE_KINDS for cache in caches):
         return None
     usable = all(cache.device.type == "cpu" and cache.is_contiguous() for cache in caches)
     return lib if usable else None

@@ -18,7 +18,7 @@ import torch
 from mull.errors import KernelError
 
 VARIANTS = ("avx512bf16", "avx512", "avx2", "portable")
-KINDS = {torch.float32: 0, torch.bfloat16: 1}
+CACHE_KINDS = {torch.float32: 0, torch.bfloat16: 1}
 _FILE = "mull_kernels.so"
 _OMP_PAUSE_SOFT = 1
 

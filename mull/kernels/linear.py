@@ -12,61 +12,111 @@ from torch import Tensor, nn
 
 from mull.errors import KernelError
 from mull.kernels import library, reference
+from mull.kernels.layout import KINDS, packed_bytes
 
-_PANEL = 16  # outputs interleaved, see native/abi.h
+_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class PackedLinear(nn.Module):
-    """Inference only. Weights float32 or bfloat16, sums in float32.
+    """Inference only; sums in float32. Every row's result is the same to the last bit whatever
+    other rows it is computed with.
 
-    With bfloat16 weights the activations are rounded to bfloat16 inside the product. Every row's
-    result is the same to the last bit whatever other rows it is computed with.
+    kind "fp32", "bf16" (activations rounded to bfloat16 inside the product), "q8" or "q4" (weights
+    of 8 or 4 bits, activations quantised to 8 bits per group of 32). Comes into being in three
+    steps: the skeleton (sizes only), its tensors filled by `pack` or from a file, and `bind`, which
+    hands their addresses to the native code and must follow every change of them.
+
+    Without native code `packed` is the plain weight [N, K], dequantised to float32 for q8 and q4.
     """
+
+    packed: Tensor
+    bias: Tensor | None
 
     def __init__(
         self,
-        weight_NK: Tensor,
-        bias_N: Tensor | None,
-        dtype: torch.dtype,
+        in_features: int,
+        out_features: int,
+        kind: str,
         *,
+        bias: bool = False,
         out_dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
-        if dtype not in library.KINDS:
-            raise KernelError(f"packed weights are float32 or bfloat16, not {dtype}")
-        self.out_features, self.in_features = weight_NK.shape
-        self.dtype = dtype
+        if kind not in KINDS:
+            raise KernelError(f"packed weights are one of {', '.join(KINDS)}, not {kind!r}")
+        self.in_features, self.out_features, self.kind = in_features, out_features, kind
         self.out_dtype = out_dtype
-        self.bias: Tensor | None
-        weight_NK = weight_NK.detach().to(dtype).contiguous()
-        bias = None if bias_N is None else bias_N.detach().float().contiguous()
-        self.register_buffer("bias", bias, persistent=False)
-        self.native = library.Linear(
-            bias=None if bias is None else bias.data_ptr(),
-            n=self.out_features,
-            k=self.in_features,
-            kind=library.KINDS[dtype],
-        )
-        self.packed = nn.Parameter(self._pack(weight_NK), requires_grad=False)
-        self.native.packed = self.packed.data_ptr()
-
-    def _pack(self, weight_NK: Tensor) -> Tensor:
-        lib = library.library()
-        if lib is None:
-            return weight_NK
-        panels = -(-self.out_features // _PANEL)
-        depth = self.in_features
-        if self.dtype == torch.bfloat16:
-            depth += depth % 2
-        packed = torch.empty(panels * depth * _PANEL, dtype=self.dtype)
-        lib.mull_pack(
-            ctypes.byref(self.native), weight_NK.data_ptr(), packed.data_ptr(), library.threads()
-        )
-        return packed
+        if library.native_available():
+            size = packed_bytes(out_features, in_features, kind)
+            packed = torch.empty(size, dtype=torch.uint8, device=device)
+        else:
+            dtype = _DTYPES.get(kind, torch.float32)
+            packed = torch.empty(out_features, in_features, dtype=dtype, device=device)
+        self.register_buffer("packed", packed)
+        self.register_buffer("bias", torch.empty(out_features, device=device) if bias else None)
+        self._native: library.Linear | None = None
 
     @classmethod
-    def from_linear(cls, linear: nn.Linear, dtype: torch.dtype) -> PackedLinear:
-        return cls(linear.weight, linear.bias, dtype)
+    def pack(
+        cls,
+        weight_NK: Tensor,
+        bias_N: Tensor | None,
+        kind: str,
+        *,
+        out_dtype: torch.dtype | None = None,
+    ) -> PackedLinear:
+        """Filled with these weights and bound; a skeleton when they are on the meta device."""
+        outputs, inputs = weight_NK.shape
+        linear = cls(
+            inputs,
+            outputs,
+            kind,
+            bias=bias_N is not None,
+            out_dtype=out_dtype,
+            device="meta" if weight_NK.is_meta else None,
+        )
+        if not weight_NK.is_meta:
+            linear.fill(weight_NK, bias_N)
+        return linear
+
+    @classmethod
+    def from_linear(cls, linear: nn.Linear, kind: str) -> PackedLinear:
+        return cls.pack(linear.weight, linear.bias, kind)
+
+    def fill(self, weight_NK: Tensor, bias_N: Tensor | None) -> None:
+        """Pack the weights into this layer's own tensors, and bind."""
+        if self.bias is not None:
+            assert bias_N is not None
+            self.bias.copy_(bias_N.detach())
+        self.bind()
+        # Quantised from float32: rounding to bfloat16 first would lose a bit of every weight.
+        weight_NK = weight_NK.detach().to(_DTYPES.get(self.kind, torch.float32)).contiguous()
+        lib = library.library()
+        if lib is not None:
+            addresses = weight_NK.data_ptr(), self.packed.data_ptr()
+            lib.mull_pack(ctypes.byref(self.native), *addresses, library.threads())
+        else:
+            self.packed.copy_(weight_NK)
+
+    def bind(self) -> None:
+        """Build the native struct anew from the tensors as they are now."""
+        if self.packed.is_meta:
+            raise KernelError("a packed layer must be filled before it is bound")
+        self._native = library.Linear(
+            packed=self.packed.data_ptr(),
+            bias=None if self.bias is None else self.bias.data_ptr(),
+            n=self.out_features,
+            k=self.in_features,
+            kind=KINDS[self.kind],
+        )
+
+    @property
+    def native(self) -> library.Linear:
+        """The struct the native code reads; layers that combine several copy it."""
+        if self._native is None:
+            raise KernelError("a packed layer was used before it was filled and bound")
+        return self._native
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., K] -> [..., N] in `out_dtype`, else in the dtype of x."""
@@ -105,4 +155,4 @@ class PackedLinear(nn.Module):
         return out
 
     def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, dtype={self.dtype}"
+        return f"{self.in_features}, {self.out_features}, {self.kind}"
