@@ -151,6 +151,19 @@ def test_greedy_penalised_and_drawn_rows_share_a_batch():
     assert sampler.sample(logits, seqs)[0] == [expected[0], expected[1], expected[0]]
 
 
+@pytest.mark.parametrize("kind", ["plain", "recommended", "all_penalties", "cool"])
+def test_a_row_after_drafted_tokens_draws_as_if_they_had_been_accepted(kind):
+    params = SamplingParams(**KINDS[kind])
+    logits = make_logits(300, 2.0)
+    drafts = [(), (7,), (7, 9), (7, 9, 250)]
+    seq = make_sequence(params, seed=5)
+    together, _ = sampler.sample(logits.repeat(4, 1), [seq] * 4, drafts)
+    accepted = [make_sequence(params, 5, [*ANSWER, *draft]) for draft in drafts]
+    one_by_one = [sampler.sample(logits.clone()[None], [seq])[0][0] for seq in accepted]
+    assert together == one_by_one
+    assert seq.token_ids == PROMPT + ANSWER
+
+
 def test_noise_is_even_and_independent_of_its_neighbours_in_every_argument():
     count = 4000
     for values in (

@@ -26,23 +26,27 @@ FEW = 64
 BLOCK = 128
 
 
-def sample(logits_BV: Tensor, seqs: Rows[Sequence]) -> tuple[list[int], list[TokenLogprob | None]]:
+def sample(
+    logits_BV: Tensor, seqs: Rows[Sequence], drafted: Rows[Rows[int]] | None = None
+) -> tuple[list[int], list[TokenLogprob | None]]:
     """The next token of every row, and its log-probability where it was asked for.
 
     logits_BV: float32, row i belongs to seqs[i]; it is overwritten. Log-probabilities are the
-    model's own, before penalties and temperature.
+    model's own, before penalties and temperature. A sequence may have several rows: row i then
+    comes after the tokens drafted[i], and draws what it would draw had they been accepted.
     """
+    drafted = drafted or [()] * len(seqs)
     wants_logprobs = [i for i, seq in enumerate(seqs) if seq.sampling.logprobs is not None]
     raw_RV = logits_BV[wants_logprobs] if wants_logprobs else None
-    adjust(logits_BV, seqs)
+    adjust(logits_BV, seqs, drafted)
     drawn = [i for i, seq in enumerate(seqs) if not seq.sampling.is_greedy]
     if not drawn:
         tokens = greedy(logits_BV).tolist()
     elif len(drawn) == len(seqs):
-        tokens = draw(logits_BV, seqs)
+        tokens = draw(logits_BV, seqs, drafted)
     else:
         tokens = greedy(logits_BV).tolist()
-        rows = draw(logits_BV[drawn], [seqs[i] for i in drawn])
+        rows = draw(logits_BV[drawn], [seqs[i] for i in drawn], [drafted[i] for i in drawn])
         for i, token in zip(drawn, rows, strict=True):
             tokens[i] = token
     logprobs: list[TokenLogprob | None] = [None] * len(seqs)
@@ -86,10 +90,10 @@ def uniform(seed: int, index: int, position: int) -> float:
     return int.from_bytes(digest, "little") / 2**48
 
 
-def adjust(logits_BV: Tensor, seqs: Rows[Sequence]) -> None:
+def adjust(logits_BV: Tensor, seqs: Rows[Sequence], drafted: Rows[Rows[int]]) -> None:
     """Repetition, presence and frequency penalties, then logit_bias, in place."""
     if any(seq.sampling.has_penalties for seq in seqs):
-        _penalise(logits_BV, seqs)
+        _penalise(logits_BV, seqs, drafted)
     biases = [
         (row, token, bias)
         for row, seq in enumerate(seqs)
@@ -102,15 +106,16 @@ def adjust(logits_BV: Tensor, seqs: Rows[Sequence]) -> None:
         logits_BV.index_put_(index, torch.tensor(values, device=device), accumulate=True)
 
 
-def _penalise(logits_BV: Tensor, seqs: Rows[Sequence]) -> None:
+def _penalise(logits_BV: Tensor, seqs: Rows[Sequence], drafted: Rows[Rows[int]]) -> None:
     rows: list[int] = []
     tokens: list[int] = []
     counts: list[int] = []
     for row, seq in enumerate(seqs):
         if seq.sampling.has_penalties:
-            rows.extend([row] * len(seq.seen))
-            tokens.extend(seq.seen.keys())
-            counts.extend(seq.seen.values())
+            seen = _seen(seq, drafted[row])
+            rows.extend([row] * len(seen))
+            tokens.extend(seen.keys())
+            counts.extend(seen.values())
     device = logits_BV.device
     # A prompt may hold ids of the head's padding, which is never sampled and has no logit here.
     live_P = torch.tensor(tokens, device=device) < logits_BV.shape[1]
@@ -131,11 +136,22 @@ def _penalise(logits_BV: Tensor, seqs: Rows[Sequence]) -> None:
     logits_BV[row_P, token_P] = x_P
 
 
-def draw(logits_BV: Tensor, seqs: Rows[Sequence]) -> list[int]:
+def _seen(seq: Sequence, drafted: Rows[int]) -> dict[int, int]:
+    """Occurrences in the answer and the drafted tokens after it; 0 for the prompt's alone."""
+    seen = dict(seq.seen) if drafted else seq.seen
+    for token in drafted:
+        seen[token] = seen.get(token, 0) + 1
+    return seen
+
+
+def draw(logits_BV: Tensor, seqs: Rows[Sequence], drafted: Rows[Rows[int]]) -> list[int]:
     """One token a row by temperature, top_k, top_p, min_p and the row's own noise."""
     device = logits_BV.device
     params = [seq.sampling for seq in seqs]
-    noise = [uniform(seq.seed, seq.index, seq.generated) for seq in seqs]
+    noise = [
+        uniform(seq.seed, seq.index, seq.generated + len(tokens))
+        for seq, tokens in zip(seqs, drafted, strict=True)
+    ]
     noise_B = torch.tensor(noise, dtype=torch.float64, device=device)
     inverse_B1 = torch.tensor([[1.0 / p.temperature] for p in params], device=device)
     weights_BV, sums_BN = _weights(logits_BV, inverse_B1)
