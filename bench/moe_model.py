@@ -30,7 +30,7 @@ _CONTROL = 3  # GGUF's token type of structural tokens
 
 
 def moe_config(layers: int, vocab_size: int, tokens: Mapping[str, Any]) -> ModelConfig:
-    """7 layers are 1.55 billion parameters, 0.46 of them active for a token (embedding included)."""
+    """7 layers are 1.55 billion parameters, 0.46 of them active for a token (with embedding)."""
     return ModelConfig.from_dict(
         {
             "model_type": "deepseek_v3",

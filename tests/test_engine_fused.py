@@ -178,32 +178,6 @@ def test_tied_embeddings_are_held_once() -> None:
     assert holders[0] is model.lm_head.packed
 
 
-@torch.no_grad()
-def test_latent_moe_models_keep_their_modules_with_packed_linears() -> None:
-    model, ids = make_model(**MLA), make_ids(40)
-    expected = model.logits(model(ids, PackedSequences([30, 10], absorb=True)))
-    packed = prepare(copy.deepcopy(model), precision="fp32", device=CPU)
-    kinds = {name: type(m) for name, m in packed.named_modules()}
-    assert kinds["model.layers.0.mlp.down_proj"] is PackedLinear
-    assert kinds["model.layers.1.self_attn.kv_b_proj"] is nn.Linear
-    got = packed.logits(packed(ids, PackedSequences([30, 10], absorb=True)))
-    torch.testing.assert_close(got, expected, rtol=0, atol=2e-5)
-    first, second = Cached(ids[:30].tolist(), [3, 1]), Cached(ids[30:].tolist(), [2])
-    cache = make_cache(model)
-    paged_logits(packed, cache, [Chunk(first, 0, 29), Chunk(second, 0, 9)])
-    got = paged_logits(packed, cache, [Chunk(first, 29, 1), Chunk(second, 9, 1)])
-    torch.testing.assert_close(got, expected[[29, 39]], rtol=0, atol=2e-5)
-
-
-def test_latent_moe_models_run_in_bf16_and_keep_the_selection_bias_in_fp32() -> None:
-    model = prepare(make_model(**MLA), precision="bf16", device=CPU)
-    ids = make_ids(20)
-    logits = plain_logits(model, ids, [20])
-    assert logits.dtype == torch.float32
-    assert logits.isfinite().all()
-    assert model.model.layers[1].mlp.gate.e_score_correction_bias.dtype == torch.float32
-
-
 def test_without_native_kernels_only_the_precision_changes(monkeypatch: pytest.MonkeyPatch) -> None:
     model, ids = make_model(**FAMILIES["llama, tied"]), make_ids(33)
     expected = plain_logits(model, ids, [33])

@@ -165,10 +165,6 @@ class FusedLayers(nn.Module):
         x_TD.copy_(_final_norm(x_TD, self.final_norm, self.eps))
 
 
-def can_fuse(config: ModelConfig) -> bool:
-    return not config.is_mla and not config.is_moe
-
-
 def _final_norm(x_TD: Tensor, weight_D: Tensor | None, eps: float) -> Tensor:
     assert weight_D is not None
     return nn.functional.rms_norm(x_TD, weight_D.shape, weight_D, eps)

@@ -45,10 +45,13 @@ def take_packed(
     if len(linears) == 1:
         return PackedLinear.from_linear(linears[0], kind)
     weight = torch.cat([linear.weight.detach() for linear in linears])
-    if linears[0].bias is None:
+    if all(linear.bias is None for linear in linears):
         return PackedLinear.pack(weight, None, kind)
-    bias = torch.cat([linear.bias.detach() for linear in linears])
-    return PackedLinear.pack(weight, bias, kind)
+    biases = [
+        torch.zeros_like(linear.weight[:, 0]) if linear.bias is None else linear.bias.detach()
+        for linear in linears
+    ]
+    return PackedLinear.pack(weight, torch.cat(biases), kind)
 
 
 def norm_weight(norm: nn.Module, fill: Fill = already_filled) -> Tensor | None:

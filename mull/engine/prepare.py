@@ -7,11 +7,14 @@ module by module as its weights are read, so that memory peaks at the result and
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor, nn
 
 from mull import kernels
-from mull.engine.fused import FusedLayer, FusedLayers, can_fuse
+from mull.engine.fused import FusedLayer, FusedLayers
+from mull.engine.fused_latent import FusedLatentLayer, FusedLatentLayers
 from mull.engine.packing import Fill, already_filled, bind, take_packed
 from mull.errors import RequestError
 from mull.kernels import PackedLinear
@@ -49,8 +52,8 @@ def prepare(
     """The same model in `precision` (one of PRECISIONS) on `device`, native layers where they run.
 
     On the CPU every nn.Linear becomes a PackedLinear (at q4 the head, and an embedding, is q8), and
-    the layers of a grouped-query dense model become FusedLayers with a float32 residual. Elsewhere
-    only dtype and device change.
+    the decoder layers become FusedLayers, or FusedLatentLayers for latent attention with or without
+    experts, with a float32 residual. Elsewhere only dtype and device change.
     """
     dtype = PRECISIONS.get(precision)
     if dtype is None:
@@ -61,7 +64,7 @@ def prepare(
     native = device.type == "cpu" and kernels.native_available()
     if native or precision in QUANTISED:
         residual = dtype
-        if native and can_fuse(model.config):
+        if native and (model.config.is_mla or not model.config.is_moe):
             _fuse(model, precision, fill)
             residual = torch.float32
         _pack_head(model, precision, residual, fill)
@@ -89,14 +92,24 @@ def _moved(tensor: Tensor, device: torch.device) -> Tensor:
 
 def _fuse(model: CausalLM, kind: str, fill: Fill) -> None:
     decoder = model.model
-    fused = []
-    for index, layer in enumerate(decoder.layers):
-        assert isinstance(layer, DecoderLayer)
-        decoder.layers[index] = nn.Identity()
-        fused.append(FusedLayer(layer, kind, fill))
     assert isinstance(decoder.norm, RMSNorm)
-    decoder.layers = nn.ModuleList([FusedLayers(model.config, fused, decoder.norm, fill)])
+    stack: nn.Module
+    if model.config.is_mla:
+        latent = [FusedLatentLayer(layer, kind, fill) for layer in _taken(decoder.layers)]
+        stack = FusedLatentLayers(model.config, latent, decoder.norm, fill)
+    else:
+        fused = [FusedLayer(layer, kind, fill) for layer in _taken(decoder.layers)]
+        stack = FusedLayers(model.config, fused, decoder.norm, fill)
+    decoder.layers = nn.ModuleList([stack])
     decoder.norm = nn.Identity()  # type: ignore[assignment]
+
+
+def _taken(layers: nn.ModuleList) -> Iterator[DecoderLayer]:
+    """The layers one by one, no longer held by the list."""
+    for index, layer in enumerate(layers):
+        assert isinstance(layer, DecoderLayer)
+        layers[index] = nn.Identity()
+        yield layer
 
 
 def _pack_head(model: CausalLM, precision: str, residual: torch.dtype, fill: Fill) -> None:

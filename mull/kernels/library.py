@@ -88,6 +88,59 @@ class Step(ctypes.Structure):
     )
 
 
+class Routing(ctypes.Structure):
+    _fields_ = (
+        ("experts", c_int64),
+        ("chosen", c_int64),
+        ("groups", c_int64),
+        ("kept_groups", c_int64),
+        ("scoring", c_int32),
+        ("group_rule", c_int32),
+        ("normalise", c_int32),
+        ("scaling", c_float),
+    )
+
+
+class LatentLayer(ctypes.Structure):
+    _fields_ = (
+        ("input_norm", c_void_p),
+        ("post_norm", c_void_p),
+        ("q_norm", c_void_p),
+        ("latent_norm", c_void_p),
+        ("entry", Linear),
+        ("q", Linear),
+        ("up_key", Linear),
+        ("up_value", Linear),
+        ("out", Linear),
+        ("gate", Linear),
+        ("up", Linear),
+        ("down", Linear),
+        ("router", Linear),
+        ("selection_bias", c_void_p),
+        ("expert_gate_up", Linear),
+        ("expert_down", Linear),
+    )
+
+
+class LatentStack(ctypes.Structure):
+    _fields_ = (
+        ("layers", ctypes.POINTER(LatentLayer)),
+        ("final_norm", c_void_p),
+        ("num_layers", c_int64),
+        ("hidden", c_int64),
+        ("heads", c_int64),
+        ("latent", c_int64),
+        ("nope", c_int64),
+        ("rope", c_int64),
+        ("value", c_int64),
+        ("routing", Routing),
+        ("eps", c_float),
+        ("scale", c_float),
+        ("interleaved", c_int32),
+        ("unused", c_int32),
+    )
+
+
 class Attention(ctypes.Structure):
     _fields_ = (
         ("q", c_void_p),
@@ -113,7 +166,7 @@ class Attention(ctypes.Structure):
     )
 
 
-_STRUCTS = (Linear, Layer, Paging, Stack, Step, Attention)
+_STRUCTS = (Linear, Layer, Paging, Stack, Step, Attention, Routing, LatentLayer, LatentStack)
 _STATUS = {
     1: "no memory for the kernel's buffers: use shorter prompts or fewer requests at once",
     2: "a block table, context or query start does not fit the cache it is used with",
@@ -182,6 +235,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         "mull_attention": (i32, [pointer, i32]),
         "mull_write_cache": (i32, [pointer, i32, i64, i64, pointer, pointer, i64]),
         "mull_stack": (i32, [pointer, pointer, pointer, i32]),
+        "mull_latent_stack": (i32, [pointer, pointer, pointer, i32]),
         "mull_attention_inputs": (i32, [pointer, i64, pointer, pointer, pointer, i32]),
         "mull_attention_outputs": (i32, [pointer, i64, pointer, pointer, pointer, i32]),
     }

@@ -89,15 +89,21 @@ class PackedLinear(nn.Module):
         if self.bias is not None:
             assert bias_N is not None
             self.bias.copy_(bias_N.detach())
+        self.fill_rows(0, weight_NK)
         self.bind()
+
+    def fill_rows(self, first: int, weight_NK: Tensor) -> None:
+        """Pack the weights of outputs `first` (a multiple of PANEL) and following."""
         # Quantised from float32: rounding to bfloat16 first would lose a bit of every weight.
         weight_NK = weight_NK.detach().to(_DTYPES.get(self.kind, torch.float32)).contiguous()
+        outputs, inputs = weight_NK.shape
         lib = library.library()
-        if lib is not None:
-            addresses = weight_NK.data_ptr(), self.packed.data_ptr()
-            lib.mull_pack(ctypes.byref(self.native), *addresses, library.threads())
-        else:
-            self.packed.copy_(weight_NK)
+        if lib is None:
+            self.packed[first : first + outputs].copy_(weight_NK)
+            return
+        part = library.Linear(n=outputs, k=inputs, kind=KINDS[self.kind])
+        target = self.packed.data_ptr() + packed_bytes(first, inputs, self.kind)
+        lib.mull_pack(ctypes.byref(part), weight_NK.data_ptr(), target, library.threads())
 
     def bind(self) -> None:
         """Build the native struct anew from the tensors as they are now."""

@@ -68,6 +68,59 @@ struct Step {
   int32_t unused;
 };
 
+// How a token's experts are chosen (model/moe.py).
+enum Scoring : int32_t { kSoftmax = 0, kSigmoid = 1 };
+enum GroupRule : int32_t { kNoGroups = 0, kBestOfGroup = 1, kTwoBestOfGroup = 2 };
+
+struct Routing {
+  int64_t experts;
+  int64_t chosen;
+  int64_t groups;
+  int64_t kept_groups;
+  int32_t scoring;
+  int32_t group_rule;
+  int32_t normalise;
+  float scaling;
+};
+
+// One decoder layer: multi-head latent attention, then a dense gated MLP, or experts (router.n > 0)
+// and, where down.n > 0, a shared one. n = 0: the layer has no such part.
+struct LatentLayer {
+  const float* input_norm;
+  const float* post_norm;
+  const float* q_norm;       // [query latent] or null
+  const float* latent_norm;  // [latent]
+  Linear entry;     // rows of the queries, or of their latent; of the latent; of the roped key
+  Linear q;         // from the query latent to the queries
+  Linear up_key;    // per head round_up(latent, 16) outputs of nope inputs
+  Linear up_value;  // per head round_up(value, 16) outputs of latent inputs
+  Linear out;
+  Linear gate;
+  Linear up;
+  Linear down;
+  Linear router;                // float32 [experts, hidden]
+  const float* selection_bias;  // [experts] or null
+  Linear expert_gate_up;  // per expert the gate's, then up's outputs, each padded to a multiple of 32
+  Linear expert_down;     // per expert round_up(hidden, 16) outputs, inputs padded as those
+};
+
+struct LatentStack {
+  const LatentLayer* layers;
+  const float* final_norm;  // null: none
+  int64_t num_layers;
+  int64_t hidden;
+  int64_t heads;
+  int64_t latent;
+  int64_t nope;
+  int64_t rope;
+  int64_t value;
+  Routing routing;
+  float eps;
+  float scale;
+  int32_t interleaved;
+  int32_t unused;
+};
+
 struct Attention {
   const float* q;  // [rows, heads, key_dim], row stride q_stride floats
   const void* key;
@@ -117,6 +170,8 @@ struct Variant {
                            char* scratch, const Team&);
   void (*attention_outputs)(const Stack*, int64_t layer, int64_t rows, const float* attended,
                             float* x, char* scratch, const Team&);
+  size_t (*latent_scratch)(const LatentStack*, const Step*, int threads);
+  void (*latent_stack)(const LatentStack*, const Step*, float* x, char* scratch, const Team&);
 };
 
 const Variant* portable_variant();

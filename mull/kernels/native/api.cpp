@@ -107,8 +107,9 @@ uint16_t narrow(float x) {
 
 MULL_EXPORT void mull_sizes(int64_t* sizes) {
   const size_t all[] = {sizeof(Linear), sizeof(Layer), sizeof(Paging),
-                        sizeof(Stack),  sizeof(Step),  sizeof(Attention)};
-  for (int i = 0; i < 6; ++i) sizes[i] = static_cast<int64_t>(all[i]);
+                        sizeof(Stack),  sizeof(Step),  sizeof(Attention),
+                        sizeof(Routing), sizeof(LatentLayer), sizeof(LatentStack)};
+  for (int i = 0; i < 9; ++i) sizes[i] = static_cast<int64_t>(all[i]);
 }
 
 MULL_EXPORT void mull_set_runtime(Parallel parallel, Wait wait, Number thread_number,
@@ -220,6 +221,22 @@ MULL_EXPORT int32_t mull_stack(const Stack* stack, const Step* step, float* x, i
   if (!scratch.get()) return kNoMemory;
   run_team(threads, [&](const Team& team) {
     g_variant->stack(stack, step, x, scratch.get(), team);
+  });
+  return kOk;
+}
+
+// The same for layers of latent attention; step.key_cache[layer] -> [blocks, slots, latent + rope].
+MULL_EXPORT int32_t mull_latent_stack(const LatentStack* stack, const Step* step, float* x,
+                                      int32_t threads) {
+  if (step->rows == 0) return kOk;
+  const Paging& paging = step->paging;
+  if (int32_t status = check_paging(paging, step->rows)) return status;
+  if (int32_t status = check_slots(step->slots, step->rows, paging.num_blocks * paging.block_size))
+    return status;
+  Scratch scratch(g_variant->latent_scratch(stack, step, threads));
+  if (!scratch.get()) return kNoMemory;
+  run_team(threads, [&](const Team& team) {
+    g_variant->latent_stack(stack, step, x, scratch.get(), team);
   });
   return kOk;
 }

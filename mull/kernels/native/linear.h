@@ -176,21 +176,27 @@ MULL_INLINE const char* own_part(const Linear& linear, const Team& team) {
   return static_cast<const char*>(linear.packed) + team.first(panels_of(linear)) * panel_bytes(linear);
 }
 
-// This thread's panels of y (=|+=) x @ weights.T + bias; x in the form of `linear`, rows padded.
-// `next`: the linear multiplied after this one, or null.
-static void product(const Linear& linear, const void* x, int64_t rows, float* y, int64_t y_stride,
-                    Mode mode, const Linear* next, const Team& team) {
-  const int64_t first = team.first(panels_of(linear)), last = team.last(panels_of(linear));
+// Panels [first, last) of y (=|+=) x @ weights.T + bias; x in the form of `linear`, rows padded.
+// `later`: the weights multiplied after these, or null.
+static void product_panels(const Linear& linear, const void* x, int64_t rows, float* y,
+                           int64_t y_stride, Mode mode, int64_t first, int64_t last,
+                           const char* later = nullptr) {
   const int32_t form = form_of(linear);
   const int64_t row_bytes = padded(linear.k) * form_bytes(form);
   const char* bytes = static_cast<const char*>(x);
-  const char* later = next ? own_part(*next, team) : nullptr;
   if (form == kPlain)
     product_form<kPlain>(linear, bytes, row_bytes, rows, y, y_stride, mode, first, last, later);
   else if (form == kRounded)
     product_form<kRounded>(linear, bytes, row_bytes, rows, y, y_stride, mode, first, last, later);
   else
     product_form<kPairs>(linear, bytes, row_bytes, rows, y, y_stride, mode, first, last, later);
+}
+
+// This thread's panels. `next`: the linear multiplied after this one, or null.
+static void product(const Linear& linear, const void* x, int64_t rows, float* y, int64_t y_stride,
+                    Mode mode, const Linear* next, const Team& team) {
+  product_panels(linear, x, rows, y, y_stride, mode, team.first(panels_of(linear)),
+                 team.last(panels_of(linear)), next ? own_part(*next, team) : nullptr);
 }
 
 MULL_INLINE void* form_row(void* base, int32_t form, int64_t width, int64_t row) {

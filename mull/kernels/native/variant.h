@@ -15,6 +15,14 @@ namespace {
 #include "attention.h"
 
 #include "layer.h"
+
+#include "router.h"
+
+#include "moe.h"
+
+#include "latent.h"
+
+#include "latent_stack.h"
 }  // namespace
 }  // namespace MULL_VARIANT
 
@@ -28,6 +36,7 @@ const Variant* MULL_TABLE(MULL_VARIANT)() {
   static const Variant table = {
       MULL_NAME(MULL_VARIANT), linear_scratch, linear_team,      attention_scratch, attention_team,
       stack_scratch,           stack_team,     attention_inputs, attention_outputs,
+      latent_scratch,          latent_team,
   };
   return &table;
 }

@@ -1,0 +1,126 @@
+// The layers of latent.h and moe.h one after another, and the memory they share.
+
+// Hands out pieces of one block of memory; with base null it only counts.
+class Carver {
+ public:
+  explicit Carver(char* base) : at_(base), bytes_(0) {}
+  template <class T>
+  T* take(int64_t count) {
+    return reinterpret_cast<T*>(take_bytes(count * static_cast<int64_t>(sizeof(T))));
+  }
+  char* take_bytes(int64_t bytes) {
+    char* taken = at_ ? at_ + bytes_ : nullptr;
+    bytes_ += aligned(bytes);
+    return taken;
+  }
+  int64_t bytes() const { return bytes_; }
+
+ private:
+  char* at_;
+  int64_t bytes_;
+};
+
+// The widest need of any layer: the first ones may have no experts.
+struct Widths {
+  int64_t entry, queries, narrow, gated, experts, pairs;
+};
+
+static Widths widths_of(const LatentStack& stack, int64_t rows) {
+  Widths w{};
+  for (int64_t i = 0; i < stack.num_layers; ++i) {
+    const LatentLayer& layer = stack.layers[i];
+    w.entry = high(w.entry, layer.entry.n);
+    w.queries = high(w.queries, layer.q.n);
+    w.narrow = high(w.narrow, high(layer.entry.k, high(layer.q.k, layer.out.k)));
+    w.gated = high(w.gated, layer.down.k);
+    if (layer.router.n) w.experts = layer.expert_down.k;
+  }
+  w.pairs = w.experts ? rows * stack.routing.chosen : 0;
+  return w;
+}
+
+static void carve_local(const LatentStack& stack, int64_t rows, const Widths& w, Carver* carver,
+                        LatentBuffers* b) {
+  const int64_t experts = w.experts ? stack.routing.experts : 0;
+  const int64_t gated = high(kGatedFloats, high(rows * kUnit, high(stack.hidden, w.queries)));
+  MlpLocal& local = b->mlp.local;
+  local.gate = carver->take<float>(gated);
+  local.up = carver->take<float>(gated);
+  local.down = carver->take<float>(high(kDownFloats, w.pairs * kUnit));
+  local.router.ranks = carver->take<float>(experts);
+  local.router.group_scores = carver->take<float>(experts);
+  local.router.taken = carver->take<char>(experts);
+  local.router.group_taken = carver->take<char>(experts);
+  local.groups.starts = carver->take<int32_t>(experts + 1);
+  local.groups.active = carver->take<int32_t>(experts);
+  local.groups.rows = carver->take<int32_t>(w.pairs);
+  local.groups.places = carver->take<int32_t>(w.pairs);
+  local.experts = carver->take<int32_t>(experts);
+  local.weights = carver->take<float>(experts);
+  const int64_t head = high(stack.latent, stack.nope);
+  b->head_rows = carver->take_bytes(form_rows_bytes(kPlain, head, kHeadRows));
+}
+
+// float32 is the widest form, so every buffer of rows holds any other.
+static int64_t lay_out(const LatentStack& stack, const Step& step, int64_t attention_bytes,
+                       char* base, int threads, int id, LatentBuffers* b) {
+  const int64_t rows = step.rows;
+  const Widths w = widths_of(stack, rows);
+  Carver carver(base);
+  b->counters = carver.take<int64_t>(kCounter * stack.num_layers);
+  b->narrow = carver.take_bytes(form_rows_bytes(kPlain, w.narrow, rows));
+  b->entry = carver.take<float>(rows * w.entry);
+  b->queries = carver.take<float>(rows * w.queries);
+  b->latents = carver.take<float>(rows * cached_width(stack));
+  b->absorbed = carver.take<float>(rows * stack.heads * cached_width(stack));
+  b->attended = carver.take<float>(rows * stack.heads * stack.latent);
+  b->expanded = carver.take<float>(rows * stack.heads * stack.value);
+  b->mlp.plain = carver.take_bytes(form_rows_bytes(kPlain, stack.hidden, rows));
+  b->mlp.narrow = carver.take_bytes(form_rows_bytes(kPlain, stack.hidden, rows));
+  b->mlp.gathered = carver.take_bytes(form_rows_bytes(kPlain, stack.hidden, w.pairs));
+  b->mlp.hidden = carver.take_bytes(form_rows_bytes(kPlain, w.experts, w.pairs));
+  b->mlp.shared = carver.take_bytes(form_rows_bytes(kPlain, w.gated, rows));
+  b->mlp.logits = carver.take<float>(w.experts ? rows * stack.routing.experts : 0);
+  b->mlp.experts = carver.take<int32_t>(w.pairs);
+  b->mlp.weights = carver.take<float>(w.pairs);
+  b->attention = carver.take_bytes(attention_bytes);
+  for (int thread = 0; thread < threads; ++thread) {
+    LatentBuffers own = *b;
+    carve_local(stack, rows, w, &carver, &own);
+    if (thread == id) *b = own;
+  }
+  return carver.bytes();
+}
+
+static int64_t latent_attention_bytes(const LatentStack& stack, const Step& step, int threads) {
+  if (step.paging.sequences == 0) return 0;
+  const Attention a = latent_attention(stack, step, 0, LatentBuffers{});
+  return static_cast<int64_t>(attention_scratch(&a, threads));
+}
+
+static size_t latent_scratch(const LatentStack* stack, const Step* step, int threads) {
+  LatentBuffers b{};
+  const int64_t attention = latent_attention_bytes(*stack, *step, threads);
+  return static_cast<size_t>(lay_out(*stack, *step, attention, nullptr, threads, 0, &b));
+}
+
+static void latent_team(const LatentStack* stack, const Step* step, float* x, char* scratch,
+                        const Team& team) {
+  LatentBuffers b{};
+  lay_out(*stack, *step, latent_attention_bytes(*stack, *step, team.size), scratch, team.size,
+          team.id, &b);
+  if (team.id == 0)
+    for (int64_t i = 0; i < kCounter * stack->num_layers; ++i) b.counters[i] = 0;
+  for (int64_t i = 0; i < stack->num_layers; ++i) {
+    const LatentLayer& layer = stack->layers[i];
+    latent_inputs(*stack, layer, *step, x, b, team);
+    cache_rows(*stack, *step, i, b, team);
+    team.barrier();
+    const Attention a = latent_attention(*stack, *step, i, b);
+    attention_team(&a, b.counters + i * kCounter, b.attention, team);
+    team.barrier();
+    latent_outputs(*stack, layer, step->rows, x, b, team);
+  }
+  if (stack->final_norm)
+    norm_team(x, stack->final_norm, stack->eps, step->rows, stack->hidden, x, team);
+}

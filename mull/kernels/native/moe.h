@@ -1,0 +1,209 @@
+// The second half of a layer: norm, then a dense gated MLP, or routed and shared experts. All
+// active experts' panels are split between the threads in one phase for gate and up and one for
+// down: an expert alone is too little work for a team. A row's result is summed in the order of its
+// own choices, so it does not depend on the rows beside it.
+
+constexpr int64_t kUnit = 32;               // columns of an expert's hidden row that are one piece
+constexpr int64_t kGatedFloats = 1 << 15;   // of gate and of up kept before SiLU joins them
+constexpr int64_t kDownFloats = 1 << 18;    // of the experts' results kept before they are summed
+
+MULL_INLINE int64_t mlp_columns(int64_t floats, int64_t rows) {
+  return high(kUnit, floats / high(rows, static_cast<int64_t>(1)) / kUnit * kUnit);
+}
+
+// What one thread needs for itself.
+struct MlpLocal {
+  float* gate;
+  float* up;
+  float* down;
+  RouterScratch router;
+  Groups groups;
+  int32_t* experts;  // [chosen]: the choice of a single row
+  float* weights;
+};
+
+struct MlpBuffers {
+  char* plain;     // [rows]: normed rows as the router reads them
+  char* narrow;    // [rows]: normed rows as gate and up read them
+  char* gathered;  // [rows * chosen]: the same, sorted by expert
+  char* hidden;    // [rows * chosen]: silu(gate) * up as the experts' `down` reads it
+  char* shared;    // [rows]: the same for the dense MLP or the shared experts
+  float* logits;   // [rows, experts]
+  int32_t* experts;  // [rows, chosen]
+  float* weights;
+  MlpLocal local;
+};
+
+MULL_INLINE int64_t form_rows_bytes(int32_t form, int64_t width, int64_t rows) {
+  return aligned(static_cast<char*>(form_row(nullptr, form, width, rows)) -
+                 static_cast<char*>(nullptr));
+}
+
+// Panels from `first` on as a linear of n outputs.
+MULL_INLINE Linear part_of(const Linear& linear, int64_t first, int64_t n) {
+  Linear part = linear;
+  part.packed = static_cast<const char*>(linear.packed) + first * panel_bytes(linear);
+  part.n = n;
+  return part;
+}
+
+// Columns [first, last) of silu(gate) * up; `first` is a multiple of kUnit.
+static void gated_columns(const Linear& gate, const Linear& up, const void* x, int64_t rows,
+                          int64_t first, int64_t last, void* hidden, int32_t form,
+                          const MlpLocal& local) {
+  const int64_t width = gate.n, step = mlp_columns(kGatedFloats, rows);
+  for (int64_t column = first; column < last; column += step) {
+    const int64_t end = low(column + step, last);
+    float* gates = local.gate - column;
+    float* ups = local.up - column;
+    product_panels(gate, x, rows, gates, step, kStore, column / kPanel, ceil_div(end, kPanel));
+    product_panels(up, x, rows, ups, step, kStore, column / kPanel, ceil_div(end, kPanel));
+    for (int64_t r = 0; r < rows; ++r) {
+      void* row = form_row(hidden, form, width, r);
+      silu_times(gates + r * step, ups + r * step, column, end, row, form);
+      if (end == width) clear_padding(row, form, width);
+    }
+  }
+}
+
+// This thread's share of the dense MLP's, or the shared experts', hidden rows.
+static void dense_hidden(const LatentLayer& layer, int64_t rows, const MlpBuffers& b,
+                         const Team& team) {
+  const int64_t width = layer.gate.n, units = ceil_div(width, kUnit);
+  gated_columns(layer.gate, layer.up, b.narrow, rows, team.first(units) * kUnit,
+                low(team.last(units) * kUnit, width), b.shared, form_of(layer.down), b.local);
+}
+
+// Thread `id`'s first unit of the index-th of `count` experts: units are dealt out in turn, so that
+// what does not divide evenly falls to different threads.
+MULL_INLINE int64_t first_unit(int64_t units, int64_t index, int64_t count, int64_t id,
+                               const Team& team) {
+  return (units * count * id / team.size + count - 1 - index) / count;
+}
+
+static void expert_hidden(const LatentStack& stack, const LatentLayer& layer, const MlpBuffers& b,
+                          const Team& team) {
+  const Groups& groups = b.local.groups;
+  const int64_t width = layer.expert_down.k, panels = width / kPanel, units = width / kUnit;
+  const int32_t form = form_of(layer.expert_gate_up), down_form = form_of(layer.expert_down);
+  for (int64_t i = 0; i < groups.num_active; ++i) {
+    const int64_t e = groups.active[i], start = groups.starts[e];
+    const int64_t rows = groups.starts[e + 1] - start;
+    const void* x = rows == 1 ? form_row(b.narrow, form, stack.hidden, groups.rows[start])
+                              : form_row(b.gathered, form, stack.hidden, start);
+    gated_columns(part_of(layer.expert_gate_up, 2 * e * panels, width),
+                  part_of(layer.expert_gate_up, (2 * e + 1) * panels, width), x, rows,
+                  first_unit(units, i, groups.num_active, team.id, team) * kUnit,
+                  first_unit(units, i, groups.num_active, team.id + 1, team) * kUnit,
+                  form_row(b.hidden, down_form, width, start), down_form, b.local);
+  }
+}
+
+// x[columns] += the weighted results of a row's experts.
+static void add_experts(const LatentStack& stack, const MlpBuffers& b, const int32_t* places,
+                        const float* weights, int64_t first, int64_t count, int64_t stride,
+                        float* x) {
+  const int64_t chosen = stack.routing.chosen;
+  const float* down = b.local.down;
+  int64_t i = 0;
+  for (; i + W <= count; i += W) {
+    vf total = load(down + places[0] * stride + i) * weights[0];
+    for (int64_t j = 1; j < chosen; ++j)
+      total += load(down + places[j] * stride + i) * weights[j];
+    store(x + first + i, load(x + first + i) + total);
+  }
+  for (; i < count; ++i) {
+    float total = down[places[0] * stride + i] * weights[0];
+    for (int64_t j = 1; j < chosen; ++j) total += down[places[j] * stride + i] * weights[j];
+    x[first + i] += total;
+  }
+}
+
+// This thread's columns of x += shared experts + weighted routed experts.
+static void expert_outputs(const LatentStack& stack, const LatentLayer& layer, int64_t rows,
+                           const float* weights, float* x, const MlpBuffers& b, const Team& team) {
+  const Groups& groups = b.local.groups;
+  const int64_t chosen = stack.routing.chosen, width = layer.expert_down.k;
+  const int64_t panels = ceil_div(stack.hidden, kPanel), last = team.last(panels);
+  const int64_t block = mlp_columns(kDownFloats, rows * chosen) / kPanel, stride = block * kPanel;
+  const int32_t form = form_of(layer.expert_down);
+  for (int64_t panel = team.first(panels); panel < last; panel += block) {
+    const int64_t count = low(block, last - panel), column = panel * kPanel;
+    if (layer.down.n)
+      product_panels(layer.down, b.shared, rows, x, stack.hidden, kAdd, panel, panel + count);
+    for (int64_t i = 0; i < groups.num_active; ++i) {
+      const int64_t e = groups.active[i], start = groups.starts[e];
+      product_panels(part_of(layer.expert_down, e * panels + panel, count * kPanel),
+                     form_row(b.hidden, form, width, start), groups.starts[e + 1] - start,
+                     b.local.down + start * stride, stride, kStore, 0, count);
+    }
+    const int64_t columns = low(count * kPanel, stack.hidden - column);
+    for (int64_t r = 0; r < rows; ++r)
+      add_experts(stack, b, groups.places + r * chosen, weights + r * chosen, column, columns,
+                  stride, x + r * stack.hidden);
+  }
+}
+
+static void gather_rows(const LatentStack& stack, const LatentLayer& layer, const MlpBuffers& b,
+                        const Team& team) {
+  const Groups& groups = b.local.groups;
+  const int64_t pairs = groups.starts[stack.routing.experts];
+  const int32_t form = form_of(layer.expert_gate_up);
+  const size_t bytes = static_cast<char*>(form_row(b.narrow, form, stack.hidden, 1)) - b.narrow;
+  for (int64_t p = team.first(pairs); p < team.last(pairs); ++p)
+    __builtin_memcpy(form_row(b.gathered, form, stack.hidden, p),
+                     form_row(b.narrow, form, stack.hidden, groups.rows[p]), bytes);
+}
+
+static void mixture(const LatentStack& stack, const LatentLayer& layer, int64_t rows, float* x,
+                    MlpBuffers b, const Team& team) {
+  const Routing& routing = stack.routing;
+  product_panels(layer.router, b.plain, rows, b.logits, routing.experts, kStore,
+                 team.first(panels_of(layer.router)), team.last(panels_of(layer.router)));
+  if (layer.down.n) dense_hidden(layer, rows, b, team);
+  team.barrier();
+  // A single row is routed by every thread for itself, sooner than one could tell the others.
+  const bool alone = rows == 1;
+  int32_t* experts = alone ? b.local.experts : b.experts;
+  float* weights = alone ? b.local.weights : b.weights;
+  float* logits = b.logits;
+  if (alone) {
+    __builtin_memcpy(b.local.down, logits, routing.experts * sizeof(float));
+    logits = b.local.down;
+  }
+  for (int64_t r = alone ? 0 : team.first(rows); r < (alone ? 1 : team.last(rows)); ++r)
+    choose_experts(routing, layer.selection_bias, logits + r * routing.experts, b.local.router,
+                   experts + r * routing.chosen, weights + r * routing.chosen);
+  if (!alone) team.barrier();
+  group_rows(routing, experts, rows, &b.local.groups);
+  if (!alone) {
+    gather_rows(stack, layer, b, team);
+    team.barrier();
+  }
+  expert_hidden(stack, layer, b, team);
+  team.barrier();
+  expert_outputs(stack, layer, rows, weights, x, b, team);
+}
+
+// x += mlp(norm(x)). Begins with x whole and ends with it whole.
+static void mlp_half(const LatentStack& stack, const LatentLayer& layer, int64_t rows, float* x,
+                     const MlpBuffers& b, const Team& team) {
+  const bool has_experts = layer.router.n > 0;
+  const int32_t form = form_of(has_experts ? layer.expert_gate_up : layer.gate);
+  for (int64_t r = team.first(rows); r < team.last(rows); ++r) {
+    float* row = static_cast<float*>(form_row(b.plain, kPlain, stack.hidden, r));
+    norm_row(x + r * stack.hidden, layer.post_norm, stack.eps, stack.hidden, row, kPlain);
+    clear_padding(row, kPlain, stack.hidden);
+    to_form(row, stack.hidden, form_row(b.narrow, form, stack.hidden, r), form);
+  }
+  team.barrier();
+  if (has_experts) {
+    mixture(stack, layer, rows, x, b, team);
+  } else {
+    dense_hidden(layer, rows, b, team);
+    team.barrier();
+    product_panels(layer.down, b.shared, rows, x, stack.hidden, kAdd,
+                   team.first(panels_of(layer.down)), team.last(panels_of(layer.down)));
+  }
+  team.barrier();
+}
