@@ -8,7 +8,7 @@ import torch
 
 from mull.errors import ModelError
 from mull.model import CausalLM, ModelConfig, PackedSequences
-from mull.model.rope import Rope, latent_softmax_scale
+from mull.model.rope import Rope, latent_softmax_scale, rotate
 
 LLAMA: dict[str, Any] = {
     "model_type": "llama",
@@ -164,6 +164,27 @@ def test_rope_is_exact_far_out_and_independent_of_the_default_device() -> None:
     torch.testing.assert_close(cos_Tr[0], torch.ones(4))
     torch.testing.assert_close(cos_Tr[1], torch.tensor(expected).cos(), rtol=0, atol=0.02)
     torch.testing.assert_close(sin_Tr[1], torch.tensor(expected).sin(), rtol=0, atol=0.02)
+
+
+def test_the_rope_table_grows_to_the_context_and_holds_what_trigonometry_gives() -> None:
+    shape = {**LLAMA, "max_position_embeddings": 5000}
+    table, fresh = Rope(ModelConfig.from_dict(shape)), Rope(ModelConfig.from_dict(shape))
+    for positions in ([0], [7, 3, 2047], [2048], [1, 4999], [4999, 5000, 70_000], []):
+        positions_T = torch.tensor(positions, dtype=torch.int64)
+        with torch.inference_mode():
+            found = table(positions_T)
+        for part, expected in zip(found, fresh._turned(positions_T), strict=True):
+            assert torch.equal(part, expected)
+        assert len(table._table_2Pr[0]) <= 5000
+
+
+def test_a_rope_table_made_while_generating_serves_training() -> None:
+    rope = Rope(ModelConfig.from_dict(LLAMA))
+    with torch.inference_mode():
+        rope(torch.tensor([3]))
+    x_THr = torch.randn(2, 1, 8, requires_grad=True)
+    rotate(x_THr, rope(torch.tensor([0, 5])), interleaved=False).sum().backward()
+    assert x_THr.grad is not None
 
 
 def test_an_empty_sequence_is_refused() -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mull.engine.block_cache import BlockManager
 from mull.engine.cache import PagedCache, choose_num_blocks
-from mull.engine.paged import PagedSequences
+from mull.engine.paged import BlockTables, PagedSequences
 from mull.engine.reply import Reply
 from mull.engine.request import Event, Request, TokenLogprob
 from mull.engine.sampler import sample
@@ -99,6 +99,7 @@ class Engine:
             dtype=dtype,
             device=self.device,
         )
+        self._tables = BlockTables()
         self.blocks = BlockManager(num_blocks, block_size)
         self.scheduler = Scheduler(
             self.blocks,
@@ -249,7 +250,7 @@ class Engine:
 
     def _forward(self, chunks: list[Chunk], ending: list[int]) -> Tensor | None:
         """Logits after the last token of the chunks that reach their sequence's end, [B, V]."""
-        paged = PagedSequences(chunks, self.cache)
+        paged = PagedSequences(chunks, self.cache, self._tables)
         hidden_TD = self.model(paged.ids_T, paged)
         if not ending:
             return None

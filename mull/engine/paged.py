@@ -5,6 +5,8 @@ T new tokens (packed) · B sequences · M blocks of a sequence · H heads · G k
 
 from __future__ import annotations
 
+from array import array
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,55 +14,92 @@ from torch import Tensor
 from mull import kernels
 from mull.engine.cache import PagedCache
 from mull.engine.scheduler import Chunk
+from mull.engine.sequence import Sequence
+
+
+class BlockTables:
+    """The block tables of a step's sequences as one matrix, kept from step to step.
+
+    While the same sequences are computed, only the rows whose tables have grown are written anew:
+    a table may grow in place, or be replaced by another one.
+    """
+
+    def __init__(self) -> None:
+        self._seqs: list[Sequence] = []
+        self._tables: list[array[int]] = []
+        self._lengths: list[int] = []
+        self._matrix_BM = np.zeros((0, 0), dtype=np.int32)
+
+    def matrix(self, seqs: list[Sequence]) -> np.ndarray:
+        """int32 [B, M], unused entries 0; good until the next call."""
+        tables = [seq.block_table for seq in seqs]
+        lengths = list(map(len, tables))
+        # A preempted sequence comes back with another table.
+        if seqs != self._seqs or tables != self._tables:
+            self._seqs, self._tables, self._lengths = seqs, tables, [0] * len(seqs)
+            self._matrix_BM = np.zeros((len(seqs), max(lengths)), dtype=np.int32)
+        if lengths == self._lengths:
+            return self._matrix_BM
+        missing = max(lengths) - self._matrix_BM.shape[1]
+        if missing > 0:
+            # A quarter more than needed, so that a long answer does not copy at every block.
+            wider = missing + max(lengths) // 4
+            self._matrix_BM = np.pad(self._matrix_BM, ((0, 0), (0, wider)))
+        for row_M, table, known, length in zip(
+            self._matrix_BM, tables, self._lengths, lengths, strict=True
+        ):
+            if known < length:
+                row_M[known:length] = table[known:]
+        self._lengths = lengths
+        return self._matrix_BM
 
 
 class PagedSequences:
     """Implements the model's Sequences protocol on the paged cache, always in the absorbed form.
 
     ids_T int64 and positions_T int64; slots_T, query_starts_B1, context_B (new tokens included) and
-    block_table_BM int32, all on the cache's device. slot = block * block_size + offset.
+    block_table_BM int32, all on the cache's device. slot = block * block_size + offset. `tables`
+    carries the block tables over from the step before; with it, an older step's are overwritten.
     """
 
     absorb = True
 
-    def __init__(self, chunks: list[Chunk], cache: PagedCache) -> None:
+    def __init__(
+        self, chunks: list[Chunk], cache: PagedCache, tables: BlockTables | None = None
+    ) -> None:
         self.cache = cache
         size, batch = cache.block_size, len(chunks)
-        counts_B = np.array([chunk.count for chunk in chunks], dtype=np.int32)
-        starts_B = np.array([chunk.start for chunk in chunks], dtype=np.int32)
-        context_B = starts_B + counts_B
-        query_starts_B1 = np.zeros(batch + 1, dtype=np.int32)
-        np.cumsum(counts_B, out=query_starts_B1[1:])
-        blocks = -(-int(context_B.max()) // size)
-        table_BM = np.zeros((batch, blocks), dtype=np.int32)
-        for row_M, chunk in zip(table_BM, chunks, strict=True):
-            table = chunk.seq.block_table[:blocks]
-            row_M[: len(table)] = table
-        ids_T = np.array(
-            [
-                token
-                for chunk in chunks
-                for token in chunk.seq.token_ids[chunk.start : chunk.start + chunk.count]
-            ],
-            dtype=np.int32,
-        )
-        row_T = np.repeat(np.arange(batch), counts_B)
-        positions_T = (
-            np.arange(len(ids_T), dtype=np.int32) + (starts_B - query_starts_B1[:-1])[row_T]
-        )
+        table_BM = (tables or BlockTables()).matrix([chunk.seq for chunk in chunks])
+        starts_B = np.array([chunk.start for chunk in chunks])
+        counts = [chunk.count for chunk in chunks]
+        self.is_decode = sum(counts) == batch
+        if self.is_decode:
+            ids_T = np.array([chunk.seq.token_ids[chunk.start] for chunk in chunks])
+            starts_B1 = np.arange(batch + 1)
+            row_T, positions_T, context_B = starts_B1[:-1], starts_B, starts_B + 1
+        else:
+            counts_B = np.array(counts)
+            ids_T = np.array(
+                [
+                    token
+                    for chunk in chunks
+                    for token in chunk.seq.token_ids[chunk.start : chunk.start + chunk.count]
+                ]
+            )
+            starts_B1 = np.zeros(batch + 1, dtype=np.int64)
+            np.cumsum(counts_B, out=starts_B1[1:])
+            row_T = np.repeat(np.arange(batch), counts_B)
+            positions_T = np.arange(len(ids_T)) + (starts_B - starts_B1[:-1])[row_T]
+            context_B = starts_B + counts_B
         slots_T = table_BM[row_T, positions_T // size] * size + positions_T % size
-
-        parts = [ids_T, positions_T, slots_T, query_starts_B1, context_B, table_BM.ravel()]
-        # One buffer, so that one copy takes it all to the device.
-        packed = torch.from_numpy(np.concatenate(parts)).to(cache.data.device, non_blocking=True)
-        ids, positions, slots, query_starts, context, table = packed.split([len(p) for p in parts])
-        self.ids_T: Tensor = ids.long()
-        self.positions_T: Tensor = positions.long()
-        self.slots_T: Tensor = slots
-        self.query_starts_B1: Tensor = query_starts
-        self.context_B: Tensor = context
-        self.block_table_BM: Tensor = table.view(batch, blocks)
-        self.is_decode = len(ids_T) == batch
+        self.ids_T, self.positions_T, self.slots_T, self.query_starts_B1, self.context_B, table = (
+            _on_device(
+                [ids_T, positions_T],
+                [slots_T, starts_B1, context_B, table_BM.ravel()],
+                cache.data.device,
+            )
+        )
+        self.block_table_BM: Tensor = table.view(table_BM.shape)
 
     def last_rows(self, wanted_B: list[int]) -> Tensor:
         """Rows of the last new tokens of the given sequences."""
@@ -96,3 +135,17 @@ class PagedSequences:
             scale,
             value_dim,
         )
+
+
+def _on_device(
+    wide: list[np.ndarray], narrow: list[np.ndarray], device: torch.device
+) -> list[Tensor]:
+    """One-dimensional tensors: int64 of the first arrays, int32 of the others."""
+    narrow = [part.astype(np.int32, copy=False) for part in narrow]
+    if device.type == "cpu":
+        return [torch.from_numpy(part) for part in (*wide, *narrow)]
+    # One buffer, so that one copy takes it all to the device.
+    parts = [part.astype(np.int32) for part in wide] + narrow
+    packed = torch.from_numpy(np.concatenate(parts)).to(device, non_blocking=True)
+    tensors = packed.split([len(part) for part in parts])
+    return [part.long() for part in tensors[: len(wide)]] + list(tensors[len(wide) :])

@@ -16,9 +16,13 @@ from torch import Tensor
 from mull.model.config import ModelConfig
 from mull.model.rope_config import yarn_amplitude, yarn_mscale
 
+# Tables start with this many positions and double.
+_FIRST_POSITIONS = 2048
+
 
 class Rope:
-    """cos and sin for any positions of one model; holds no parameters, only r/2 frequencies.
+    """cos and sin for any positions of one model; holds no parameters, only r/2 frequencies, and on
+    the CPU, where trigonometry takes longer than a look-up, a table that grows up to the context.
 
     Not an nn.Module on purpose: the frequencies must be real numbers even while a model is being
     built on the meta device, and float32 even in a bfloat16 model.
@@ -32,14 +36,36 @@ class Rope:
         is_yarn = scaling is not None and scaling["rope_type"] == "yarn"
         self._amplitude = yarn_amplitude(scaling) if scaling and is_yarn else 1.0
         self._on_device = {torch.device("cpu"): self._frequencies}
+        self._context = config.max_position_embeddings
+        self._table_2Pr = (self._frequencies[:0, None],) * 2
 
     def __call__(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
         """(cos, sin), each float32 [T, r/2], multiplied by YaRN's attention factor."""
         device = positions_T.device
         if device not in self._on_device:
             self._on_device[device] = self._frequencies.to(device)
-        angles = positions_T.float()[:, None] * self._on_device[device]
-        return angles.cos() * self._amplitude, angles.sin() * self._amplitude
+        if device.type != "cpu" or not positions_T.numel():
+            return self._turned(positions_T)
+        highest = int(positions_T.max())
+        if highest >= self._context:
+            return self._turned(positions_T)
+        if highest >= len(self._table_2Pr[0]):
+            self._grow(highest + 1)
+        cos_Pr, sin_Pr = self._table_2Pr
+        return cos_Pr.index_select(0, positions_T), sin_Pr.index_select(0, positions_T)
+
+    def _turned(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
+        angles_Tr = positions_T.float()[:, None] * self._on_device[positions_T.device]
+        return angles_Tr.cos() * self._amplitude, angles_Tr.sin() * self._amplitude
+
+    def _grow(self, needed: int) -> None:
+        size = _FIRST_POSITIONS
+        while size < needed:
+            size *= 2
+        # A tensor made in inference mode could not be used in training.
+        with torch.inference_mode(False):
+            positions_P = torch.arange(min(size, self._context), device="cpu")
+            self._table_2Pr = self._turned(positions_P)
 
 
 def rotate(x_THr: Tensor, cos_sin: tuple[Tensor, Tensor], *, interleaved: bool) -> Tensor:

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mull.weights.catalog import CatalogEntry, load_catalog
     from mull.weights.description import describe, verify
     from mull.weights.files import ModelFiles
+    from mull.weights.gguf_export import export_gguf, save_gguf
     from mull.weights.loader import load_config, load_model, tokenizer_source
     from mull.weights.memory import available_memory, fits, refuse_unless_fits
     from mull.weights.pulling import pull
@@ -25,6 +26,8 @@ _HOME = {
     "describe": "description",
     "verify": "description",
     "ModelFiles": "files",
+    "export_gguf": "gguf_export",
+    "save_gguf": "gguf_export",
     "load_config": "loader",
     "load_model": "loader",
     "tokenizer_source": "loader",
@@ -43,6 +46,7 @@ __all__ = [
     "ModelFiles",
     "available_memory",
     "describe",
+    "export_gguf",
     "fits",
     "list_models",
     "load_catalog",
@@ -54,6 +58,7 @@ __all__ = [
     "remove",
     "resolve",
     "save_folder",
+    "save_gguf",
     "tokenizer_source",
     "verify",
 ]

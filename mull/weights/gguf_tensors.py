@@ -19,12 +19,13 @@ from mull.weights.gguf_file import GgufFile
 from mull.weights.gguf_header import GgufTensor
 from mull.weights.tensor_source import TensorSource
 
-_WHOLE_MODEL = {
+# Names in the file -> names in the checkpoint; `gguf_export_tensors` reads them the other way.
+WHOLE_MODEL = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
     "output.weight": "lm_head.weight",
 }
-_IN_LAYER = {
+IN_LAYER = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",
     "attn_k": "self_attn.k_proj",
@@ -53,7 +54,7 @@ _IN_LAYER = {
     "nextn.shared_head_head": "shared_head.head",
     "nextn.shared_head_norm": "shared_head.norm",
 }
-_EXPERTS = {
+EXPERTS = {
     "ffn_gate_exps": ("gate_proj",),
     "ffn_up_exps": ("up_proj",),
     "ffn_down_exps": ("down_proj",),
@@ -85,7 +86,7 @@ def gguf_sources(files: list[GgufFile], config: dict[str, Any]) -> dict[str, Ten
 def _translate(
     file: GgufFile, tensor: GgufTensor, config: dict[str, Any], file_of: dict[str, GgufFile]
 ) -> Iterator[TensorSource]:
-    if (whole := _WHOLE_MODEL.get(tensor.name)) is not None:
+    if (whole := WHOLE_MODEL.get(tensor.name)) is not None:
         yield _plain(file, tensor, whole)
         return
     match = _LAYER_NAME.match(tensor.name)
@@ -93,16 +94,16 @@ def _translate(
         raise _unknown(file, tensor)
     layer, part, kind = match.groups()
     prefix = f"model.layers.{int(layer)}"
-    if part in _EXPERTS:
-        yield from _experts(file, tensor, prefix, _EXPERTS[part], config)
+    if part in EXPERTS:
+        yield from _experts(file, tensor, prefix, EXPERTS[part], config)
     elif part == "exp_probs_b":
         yield _plain(file, tensor, f"{prefix}.mlp.gate.e_score_correction_bias")
     elif part in ("attn_k_b", "attn_v_b"):
         # Some transitional files carry both layouts; then the unsplit one is enough.
         if part == "attn_k_b" and f"blk.{layer}.attn_kv_b.weight" not in file_of:
             yield _joined_kv_b(file, tensor, layer, config, file_of)
-    elif part in _IN_LAYER:
-        name = f"{prefix}.{_IN_LAYER[part]}.{kind}"
+    elif part in IN_LAYER:
+        name = f"{prefix}.{IN_LAYER[part]}.{kind}"
         is_permuted = config["model_type"] == "llama" and part in ("attn_q", "attn_k")
         yield (_unpermuted if is_permuted else _plain)(file, tensor, name, config)
     else:

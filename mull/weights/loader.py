@@ -58,10 +58,22 @@ def load_model(
     with _NoRandomNumbers():
         model = CausalLM(config, mtp=mtp, device="meta", dtype=dtype or _own_dtype(config))
     slots = _checked_slots(files.path, model, sources)
-    with _one_thread():
+    with one_thread():
         _fill(model, slots, sources, torch.device(device), progress)
     model.tie_weights()
     return model.eval()
+
+
+def open_checked(files: ModelFiles) -> tuple[ModelConfig, dict[str, TensorSource]]:
+    """The shape and every tensor still in its file, names and shapes checked; MTP left out.
+
+    Raises WeightsError, as `load_model` does, which reads the same tensors.
+    """
+    config, sources = _open(files)
+    _refuse_impossible(files.path, config, sources)
+    with _NoRandomNumbers():
+        model = CausalLM(config, device="meta", dtype=_own_dtype(config))
+    return config, {name: sources[name] for name in _checked_slots(files.path, model, sources)}
 
 
 def tokenizer_source(files: ModelFiles) -> Path | dict[str, Any]:
@@ -219,7 +231,7 @@ def _fill(
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
     """Copies of 1 MB gain nothing from threads, and lose tenfold where others hold the cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
