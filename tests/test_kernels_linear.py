@@ -2,6 +2,8 @@
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from kernel_variants import VARIANTS, using, without_native
 from torch import nn
 
@@ -9,6 +11,7 @@ from mull.errors import KernelError
 from mull.kernels import PackedLinear, reference
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+KINDS = [*DTYPES, "q8", "q4"]
 SHAPES = [(1, 3), (15, 33), (17, 64), (33, 1), (100, 31), (192, 576)]
 
 
@@ -32,8 +35,58 @@ def test_packed_linear_equals_the_reference_for_odd_shapes_and_any_number_of_row
                 torch.testing.assert_close(packed(x[:rows]), expected, rtol=1e-5, atol=2e-4)
 
 
+def _all_rows(packed: PackedLinear) -> torch.Tensor:
+    return packed.rows(torch.arange(packed.out_features))
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("kind", DTYPES)
+@pytest.mark.parametrize("kind", ["q8", "q4"])
+@settings(max_examples=25, deadline=None)
+@given(
+    n=st.integers(1, 70),
+    k=st.integers(1, 200) | st.sampled_from([576, 2050]),
+    rows=st.integers(1, 30),
+    spread=st.sampled_from([1e-6, 1.0, 1e4]),
+)
+def test_quantised_product_is_that_of_its_weights_with_quantised_activations(
+    variant: str, kind: str, n: int, k: int, rows: int, spread: float
+) -> None:
+    with using(variant):
+        weight, bias = _weights(n, k)
+        packed = PackedLinear.pack(weight, bias, kind)
+        x = spread * torch.randn(rows, k, generator=torch.Generator().manual_seed(rows))
+        expected = reference.quantised_activations(x).double() @ _all_rows(packed).double().T
+        got = packed(x).double() - bias
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5 * spread * k**0.5 + 1e-6)
+
+
+@pytest.mark.parametrize(("kind", "steps"), [("q8", 255), ("q4", 15)])
+def test_quantised_weights_lie_within_half_a_step_or_cost_less_in_all(
+    kind: str, steps: int
+) -> None:
+    weight, _ = _weights(48, 320)
+    got = _all_rows(PackedLinear.pack(weight, None, kind))
+    groups = weight.unflatten(1, (-1, 32))
+    whole = groups.abs().amax(-1) * 2 if kind == "q8" else groups.amax(-1) - groups.amin(-1)
+    nearest = reference.quantised_weights(weight, kind)
+    error, expected = (got - weight).square().sum(), (nearest - weight).square().sum()
+    assert error <= expected * 1.001
+    assert ((got - weight).unflatten(1, (-1, 32)).abs().amax(-1) <= 2 * whole / steps).all()
+
+
+def test_weights_on_a_grid_of_sixteen_steps_are_kept() -> None:
+    generator = torch.Generator().manual_seed(9)
+    scale = torch.rand(20, 4, 1, generator=generator).half().float() + 0.1
+    start = torch.randn(20, 4, 1, generator=generator).half().float()
+    steps = torch.randint(0, 16, (20, 4, 32), generator=generator).float()
+    steps[..., 0], steps[..., 1] = 0, 15
+    weight = (start + scale.half().float() * steps).flatten(1)
+    got = _all_rows(PackedLinear.pack(weight, None, "q4"))
+    torch.testing.assert_close(got, weight, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_row_has_the_same_bits_whatever_rows_it_is_computed_with(variant: str, kind: str) -> None:
     weight, bias = _weights(70, 97)
     x = torch.randn(300, 97, generator=torch.Generator().manual_seed(2))
@@ -45,12 +98,13 @@ def test_a_row_has_the_same_bits_whatever_rows_it_is_computed_with(variant: str,
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_row_has_the_same_bits_whatever_the_number_of_threads(variant: str) -> None:
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_row_has_the_same_bits_whatever_the_number_of_threads(variant: str, kind: str) -> None:
     weight, _ = _weights(200, 64)
     x = torch.randn(9, 64, generator=torch.Generator().manual_seed(3))
     threads = torch.get_num_threads()
     with using(variant):
-        packed = PackedLinear.pack(weight, None, "bf16")
+        packed = PackedLinear.pack(weight, None, kind)
         results = []
         for count in (1, 2, 3):
             torch.set_num_threads(count)
@@ -61,7 +115,7 @@ def test_a_row_has_the_same_bits_whatever_the_number_of_threads(variant: str) ->
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("kind", DTYPES)
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_row_of_nan_spoils_no_other_row(variant: str, kind: str) -> None:
     weight, _ = _weights(33, 50)
     x = torch.randn(9, 50, generator=torch.Generator().manual_seed(4))

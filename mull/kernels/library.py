@@ -17,7 +17,7 @@ import torch
 
 from mull.errors import KernelError
 
-VARIANTS = ("avx512bf16", "avx512", "avx2", "portable")
+VARIANTS = ("avx512bf16", "avx512vnni", "avxvnni", "avx2", "neon", "portable")
 CACHE_KINDS = {torch.float32: 0, torch.bfloat16: 1}
 _FILE = "mull_kernels.so"
 _OMP_PAUSE_SOFT = 1
@@ -225,7 +225,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
     pointer, i32, i64 = c_void_p, c_int32, c_int64
     signatures: dict[str, tuple[Any, list[Any]]] = {
         "mull_sizes": (None, [pointer]),
-        "mull_set_runtime": (None, [pointer, pointer, pointer, pointer]),
+        "mull_set_runtime": (None, [pointer, pointer, pointer]),
         "mull_select": (i32, [c_char_p]),
         "mull_supports": (i32, [c_char_p]),
         "mull_selected": (c_char_p, []),
@@ -255,7 +255,7 @@ def _share_threads(library: ctypes.CDLL) -> str:
         if not name.startswith(("libgomp", "libomp", "libiomp5")):
             continue
         runtime = ctypes.CDLL(str(path))
-        names = ("GOMP_parallel", "GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads")
+        names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
         if all(hasattr(runtime, symbol) for symbol in names):
             entries = [ctypes.cast(getattr(runtime, symbol), c_void_p) for symbol in names]
             library.mull_set_runtime(*entries)

@@ -99,6 +99,8 @@ class PackedLinear(nn.Module):
         outputs, inputs = weight_NK.shape
         lib = library.library()
         if lib is None:
+            if self.is_quantised:
+                weight_NK = reference.quantised_weights(weight_NK, self.kind)
             self.packed[first : first + outputs].copy_(weight_NK)
             return
         part = library.Linear(n=outputs, k=inputs, kind=KINDS[self.kind])
@@ -118,6 +120,10 @@ class PackedLinear(nn.Module):
         )
 
     @property
+    def is_quantised(self) -> bool:
+        return self.kind in ("q8", "q4")
+
+    @property
     def native(self) -> library.Linear:
         """The struct the native code reads; layers that combine several copy it."""
         if self._native is None:
@@ -133,6 +139,8 @@ class PackedLinear(nn.Module):
         out_dtype = self.out_dtype or x.dtype
         lib = library.library()
         if lib is None:
+            if self.is_quantised:
+                x = reference.quantised_activations(x)
             return reference.linear(x, self.packed, self.bias).to(out_dtype)
         rows = x.float().contiguous()
         y = torch.empty((*x.shape[:-1], self.out_features), dtype=torch.float32)

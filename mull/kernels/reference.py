@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn.functional import linear as torch_linear
 from torch.nn.functional import scaled_dot_product_attention
 
+GROUP = 32  # inputs that share a scale
+
 
 def write_cache(cache_NS: Tensor, values_T: Tensor, slots_T: Tensor) -> None:
     """Store row t of `values_T` at slot `slots_T[t]` = block * S + offset, in the cache's dtype.
@@ -99,6 +101,39 @@ def linear(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Ten
         x_MK = x_MK.to(torch.bfloat16)
     y_MN = torch_linear(x_MK.float(), weight_NK.float())
     return y_MN if bias_N is None else y_MN + bias_N.float()
+
+
+def quantised_activations(x_MK: Tensor) -> Tensor:
+    """What a q8 or q4 product makes of its activations: whole numbers from -127 to 127 times a
+    scale (largest magnitude / 127) per group of 32 inputs, as float32."""
+    x_MGg = _groups(x_MK.float())
+    top_MG1 = x_MGg.abs().amax(-1, keepdim=True)
+    inverse_MG1 = torch.where(top_MG1 > 0, 127.0 / top_MG1, torch.zeros_like(top_MG1))
+    steps_MGg = (x_MGg * inverse_MG1).round()
+    return (steps_MGg * (top_MG1 * (1.0 / 127.0))).flatten(-2)[..., : x_MK.shape[-1]]
+
+
+def quantised_weights(weight_NK: Tensor, kind: str) -> Tensor:
+    """The nearest weights of kind "q8" or "q4" over each group's whole range, as float32.
+
+    The native packing may choose a narrower range for q4 where the squared error is less.
+    """
+    w_NGg = _groups(weight_NK.float())
+    least, most = w_NGg.amin(-1, keepdim=True), w_NGg.amax(-1, keepdim=True)
+    if kind == "q8":
+        scale, start, lowest, highest = torch.maximum(-least / 128, most / 127), 0.0, -128, 127
+    else:
+        scale, start, lowest, highest = (most - least) / 15, least.half().float(), 0, 15
+    scale = scale.half().float()
+    steps_NGg = torch.where(scale > 0, (w_NGg - start) / scale, 0.0).round()
+    w_NGg = steps_NGg.clamp(lowest, highest) * scale + start
+    return w_NGg.flatten(-2)[..., : weight_NK.shape[-1]]
+
+
+def _groups(x_MK: Tensor) -> Tensor:
+    """[..., K] -> [..., K / 32, 32], filled up with zeros."""
+    padding = -x_MK.shape[-1] % GROUP
+    return torch.nn.functional.pad(x_MK, (0, padding)).unflatten(-1, (-1, GROUP))
 
 
 def rms_norm(x_TD: Tensor, weight_D: Tensor, eps: float) -> Tensor:

@@ -4,12 +4,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
-enum Kind : int32_t { kFloat32 = 0, kBFloat16 = 1 };
+enum Kind : int32_t { kFloat32 = 0, kBFloat16 = 1, kQ8 = 2, kQ4 = 3 };
 
 enum Status : int32_t { kOk = 0, kNoMemory = 1, kBadBlock = 2, kBadSlot = 3 };
 
-// Weights [n, k] in panels of 16 outputs. float32: [panel][k][16]; bfloat16: [panel][k/2][16][2].
-// Outputs and inputs beyond n and k are zeros.
+// Weights [n, k] in panels of 16 outputs; outputs and inputs beyond n and k are zeros.
+// float32: [panel][k][16]; bfloat16: [panel][k/2][16][2].
+// q8, for every panel and pair of groups of 32 inputs: float16 scales [2][16], then unsigned bytes
+// [2][8 quads of inputs][16][4] with zero point 128.
+// q4 likewise: float16 scales [2][16], float16 minimums [2][16], then bytes [8 quads][16][4] whose
+// low nibbles are the first group's and whose high nibbles the second's; scale * nibble + minimum.
 struct Linear {
   const void* packed;
   const float* bias;  // [n] or null
@@ -144,13 +148,37 @@ struct Attention {
   int32_t unused;
 };
 
+// Where a team meets. Threads spin: a phase of a decode step is shorter than a trip to the kernel
+// and back. One that waits long (more threads than cores) yields its core.
+struct Meeting {
+  int32_t arrived;
+  int32_t round;
+  char apart[56];  // from what lies beside it
+};
+
 // The threads that run one native call together.
 struct Team {
   int id;
   int size;
-  void (*wait)();  // barrier of the OpenMP runtime that torch uses; null when alone
+  Meeting* meeting;  // null when alone
+  void (*yield)();
+
   void barrier() const {
-    if (size > 1) wait();
+    if (size == 1) return;
+    const int32_t round = __atomic_load_n(&meeting->round, __ATOMIC_RELAXED);
+    if (__atomic_add_fetch(&meeting->arrived, 1, __ATOMIC_ACQ_REL) == size) {
+      __atomic_store_n(&meeting->arrived, 0, __ATOMIC_RELAXED);
+      __atomic_store_n(&meeting->round, round + 1, __ATOMIC_RELEASE);
+      return;
+    }
+    for (int spins = 0; __atomic_load_n(&meeting->round, __ATOMIC_ACQUIRE) == round; ++spins) {
+      if (spins > 20000) yield();
+#if defined(__x86_64__)
+      __builtin_ia32_pause();
+#elif defined(__aarch64__)
+      __asm__ volatile("yield");
+#endif
+    }
   }
   int64_t first(int64_t items) const { return items * id / size; }
   int64_t last(int64_t items) const { return items * (id + 1) / size; }
@@ -177,6 +205,9 @@ struct Variant {
 const Variant* portable_variant();
 #if defined(__x86_64__)
 const Variant* avx2_variant();
-const Variant* avx512_variant();
+const Variant* avxvnni_variant();
+const Variant* avx512vnni_variant();
 const Variant* avx512bf16_variant();
+#elif defined(__aarch64__)
+const Variant* neon_variant();
 #endif

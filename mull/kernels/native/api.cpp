@@ -5,26 +5,42 @@
 #include <string.h>
 
 #include "abi.h"
+#include "team.h"
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#elif defined(__linux__)
+#include <sys/auxv.h>
+#endif
 
 namespace {
 
-using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
-using Wait = void (*)();
-using Number = int (*)();
-
-Parallel g_parallel = nullptr;
-Wait g_wait = nullptr;
-Number g_thread_number = nullptr;
-Number g_team_size = nullptr;
 const Variant* g_variant = nullptr;
 
 #if defined(__x86_64__)
 bool has_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+         __builtin_cpu_supports("f16c");
 }
 bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq");
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vnni");
+}
+// GCC before 13 knows no name for it: CPUID leaf 7.1, EAX bit 4.
+bool has_avxvnni() {
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) && (a & 16u);
+}
+#endif
+
+#if defined(__aarch64__)
+bool has_dot_products() {
+#if defined(__APPLE__)
+  return true;  // every Apple processor that mull runs on
+#else
+  return getauxval(AT_HWCAP) & (1ul << 20);  // HWCAP_ASIMDDP
+#endif
 }
 #endif
 
@@ -41,36 +57,42 @@ const Variant* find_variant(const char* name) {
       __builtin_cpu_supports("avx512bf16"))
     return avx512bf16_variant();
 #endif
-  if (wanted("avx512") && has_avx512()) return avx512_variant();
+  if (wanted("avx512vnni") && has_avx512()) return avx512vnni_variant();
+#ifdef MULL_WITH_AVXVNNI
+  if (wanted("avxvnni") && has_avxvnni()) return avxvnni_variant();
+#endif
   if (wanted("avx2") && has_avx2()) return avx2_variant();
+#elif defined(__aarch64__)
+  if (wanted("neon") && has_dot_products()) return neon_variant();
 #endif
   return wanted("portable") ? portable_variant() : nullptr;
 }
 
-template <class Work>
-void run_team(int threads, const Work& work) {
-  if (threads <= 1 || !g_parallel) {
-    work(Team{0, 1, nullptr});
-    return;
-  }
-  auto member = [](void* data) {
-    (*static_cast<const Work*>(data))(Team{g_thread_number(), g_team_size(), g_wait});
-  };
-  g_parallel(member, const_cast<Work*>(&work), static_cast<unsigned>(threads), 0);
-}
-
+// Memory of one call. The last call's is kept for the next: fresh pages cost as much as a layer.
 class Scratch {
  public:
-  explicit Scratch(size_t bytes)
-      : base_(static_cast<char*>(aligned_alloc(64, (bytes + 127) / 64 * 64))) {}
-  ~Scratch() { free(base_); }
+  explicit Scratch(size_t bytes) : size_((bytes + 127) / 64 * 64) {
+    kept_ = __atomic_exchange_n(&g_kept, nullptr, __ATOMIC_ACQ_REL);
+    if (kept_ && kept_->size >= size_) return;
+    release(kept_);
+    kept_ = static_cast<Kept*>(aligned_alloc(64, sizeof(Kept) + size_));
+    if (kept_) kept_->size = size_;
+  }
+  ~Scratch() { release(__atomic_exchange_n(&g_kept, kept_, __ATOMIC_ACQ_REL)); }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
-  char* get() const { return base_; }
+  char* get() const { return kept_ ? reinterpret_cast<char*>(kept_ + 1) : nullptr; }
 
  private:
-  char* base_;
+  struct alignas(64) Kept {
+    size_t size;
+  };
+  static void release(Kept* kept) { free(kept); }
+  static Kept* g_kept;
+  Kept* kept_;
+  size_t size_;
 };
+Scratch::Kept* Scratch::g_kept = nullptr;
 
 // Block numbers come from the caller: a wrong one must not become a wild read.
 int32_t check_paging(const Paging& p, int64_t rows) {
@@ -103,7 +125,7 @@ uint16_t narrow(float x) {
 
 }  // namespace
 
-#define MULL_EXPORT extern "C" __attribute__((visibility("default")))
+Runtime g_runtime;
 
 MULL_EXPORT void mull_sizes(int64_t* sizes) {
   const size_t all[] = {sizeof(Linear), sizeof(Layer), sizeof(Paging),
@@ -112,12 +134,8 @@ MULL_EXPORT void mull_sizes(int64_t* sizes) {
   for (int i = 0; i < 9; ++i) sizes[i] = static_cast<int64_t>(all[i]);
 }
 
-MULL_EXPORT void mull_set_runtime(Parallel parallel, Wait wait, Number thread_number,
-                                  Number team_size) {
-  g_parallel = parallel;
-  g_wait = wait;
-  g_thread_number = thread_number;
-  g_team_size = team_size;
+MULL_EXPORT void mull_set_runtime(Parallel parallel, Number thread_number, Number team_size) {
+  g_runtime = {parallel, thread_number, team_size};
 }
 
 // Chooses a variant (null: the best); 0 where this processor lacks it.
@@ -130,47 +148,6 @@ MULL_EXPORT int32_t mull_select(const char* name) {
 MULL_EXPORT int32_t mull_supports(const char* name) { return find_variant(name) != nullptr; }
 
 MULL_EXPORT const char* mull_selected() { return g_variant->name; }
-
-// Row-major weights [n, k] of the linear's kind into panels, see Linear.
-MULL_EXPORT void mull_pack(const Linear* linear, const void* weights, void* packed, int32_t threads) {
-  const int64_t n = linear->n, k = linear->k, panels = (n + 15) / 16;
-  run_team(threads, [&](const Team& team) {
-    for (int64_t p = team.first(panels); p < team.last(panels); ++p)
-      for (int64_t lane = 0; lane < 16; ++lane) {
-        const int64_t row = p * 16 + lane;
-        if (linear->kind == kFloat32) {
-          float* to = static_cast<float*>(packed) + p * k * 16 + lane;
-          const float* from = static_cast<const float*>(weights) + row * k;
-          for (int64_t i = 0; i < k; ++i) to[i * 16] = row < n ? from[i] : 0.0f;
-        } else {
-          const int64_t pairs = (k + 1) / 2;
-          uint16_t* to = static_cast<uint16_t*>(packed) + p * pairs * 32 + lane * 2;
-          const uint16_t* from = static_cast<const uint16_t*>(weights) + row * k;
-          for (int64_t i = 0; i < 2 * pairs; ++i)
-            to[i / 2 * 32 + i % 2] = row < n && i < k ? from[i] : uint16_t{0};
-        }
-      }
-  });
-}
-
-// Rows `ids` (checked by the caller) of the packed weights as float32 [count, k].
-MULL_EXPORT void mull_rows(const Linear* linear, const int64_t* ids, int64_t count, float* out) {
-  const int64_t k = linear->k, pairs = (k + 1) / 2;
-  for (int64_t r = 0; r < count; ++r) {
-    const int64_t panel = ids[r] / 16, lane = ids[r] % 16;
-    float* to = out + r * k;
-    if (linear->kind == kFloat32) {
-      const float* from = static_cast<const float*>(linear->packed) + panel * k * 16 + lane;
-      for (int64_t i = 0; i < k; ++i) to[i] = from[i * 16];
-    } else {
-      const uint16_t* from = static_cast<const uint16_t*>(linear->packed) + panel * pairs * 32 + lane * 2;
-      for (int64_t i = 0; i < k; ++i) {
-        const uint32_t bits = static_cast<uint32_t>(from[i / 2 * 32 + i % 2]) << 16;
-        memcpy(to + i, &bits, 4);
-      }
-    }
-  }
-}
 
 MULL_EXPORT int32_t mull_linear(const Linear* linear, const float* x, int64_t rows, float* y,
                                 int32_t threads) {

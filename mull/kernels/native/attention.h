@@ -357,12 +357,18 @@ static __attribute__((noinline)) void merge(float* whole_max, float* whole_sum, 
 
 static __attribute__((noinline)) void finish_row(const Attention& a, int64_t row, int64_t head,
                                                  float total, const float* values) {
-  void* out = static_cast<char*>(a.out) +
-              (row * a.out_stride + head * a.value_dim) * form_bytes(a.out_form);
+  const int64_t bytes = a.out_form == kQuantised ? row_bytes_of(kQuantised, a.heads * a.value_dim)
+                                                 : a.out_stride * (a.out_form == kPairs ? 2 : 4);
+  void* out = static_cast<char*>(a.out) + row * bytes;
   const float inverse = 1.0f / total;
-  int64_t i = 0;
-  for (; i + W <= a.value_dim; i += W) store_form(out, a.out_form, i, load(values + i) * inverse);
-  for (; i < a.value_dim; ++i) store_form_one(out, a.out_form, i, values[i] * inverse);
+  float part[kGroup];
+  for (int64_t first = 0; first < a.value_dim; first += kGroup) {
+    const int64_t count = low(kGroup, a.value_dim - first);
+    int64_t i = 0;
+    for (; i + W <= count; i += W) store(part + i, load(values + first + i) * inverse);
+    for (; i < count; ++i) part[i] = values[first + i] * inverse;
+    store_span(part, head * a.value_dim + first, count, out, a.out_form);
+  }
 }
 
 static void load_queries(const Attention& a, const AttentionTile& tile, const AttentionScratch& s) {

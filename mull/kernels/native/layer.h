@@ -2,26 +2,52 @@
 // norm + qkv, rotation and cache write, attention, output + residual, norm + gate/up + SiLU, down +
 // residual. The team runs every phase together and meets at a barrier between them.
 
-static void norm_row(const float* x, const float* weight, float eps, int64_t width, void* y,
-                     int32_t form) {
+static float norm_factor(const float* x, float eps, int64_t width) {
   vf squares{};
   int64_t i = 0;
   for (; i + W <= width; i += W) squares += load(x + i) * load(x + i);
   float total = sum(squares);
   for (; i < width; ++i) total += x[i] * x[i];
-  const float factor = 1.0f / __builtin_sqrtf(total / static_cast<float>(width) + eps);
-  for (i = 0; i + W <= width; i += W)
-    store_form(y, form, i, load(x + i) * factor * load(weight + i));
-  for (; i < width; ++i) store_form_one(y, form, i, x[i] * factor * weight[i]);
+  return 1.0f / __builtin_sqrtf(total / static_cast<float>(width) + eps);
 }
 
-static void norm_rows(const float* x, const float* weight, float eps, int64_t rows, int64_t width,
-                      void* y, int32_t form, const Team& team) {
-  for (int64_t r = team.first(rows); r < team.last(rows); ++r) {
+MULL_INLINE void scale_by(const float* x, const float* weight, float factor, int64_t count,
+                          float* y) {
+  int64_t i = 0;
+  for (; i + W <= count; i += W) store(y + i, load(x + i) * factor * load(weight + i));
+  for (; i < count; ++i) y[i] = x[i] * factor * weight[i];
+}
+
+// RMSNorm of one row; x may be y.
+static void norm_row(const float* x, const float* weight, float eps, int64_t width, void* y,
+                     int32_t form) {
+  const float factor = norm_factor(x, eps, width);
+  if (form == kPlain) return scale_by(x, weight, factor, width, static_cast<float*>(y));
+  float part[kGroup];
+  for (int64_t i = 0; i < width; i += kGroup) {
+    const int64_t count = low(kGroup, width - i);
+    scale_by(x + i, weight + i, factor, count, part);
+    store_span(part, i, count, y, form);
+  }
+}
+
+// Up to so many rows every thread prepares all of them for itself: cheaper than to meet.
+constexpr int64_t kAlone = 2;
+
+MULL_INLINE int64_t copies(int64_t rows, int threads) { return rows <= kAlone ? threads : 1; }
+
+// The normed rows, in a form that a product reads; of use to this thread at once.
+static const char* norm_rows(const float* x, const float* weight, float eps, int64_t rows,
+                             int64_t width, char* y, int32_t form, const Team& team) {
+  const bool alone = rows <= kAlone;
+  if (alone) y += team.id * rows * row_bytes_of(form, width);
+  for (int64_t r = alone ? 0 : team.first(rows); r < (alone ? rows : team.last(rows)); ++r) {
     void* row = form_row(y, form, width, r);
     norm_row(x + r * width, weight, eps, width, row, form);
     clear_padding(row, form, width);
   }
+  if (!alone) team.barrier();
+  return y;
 }
 
 static void norm_team(const float* x, const float* weight, float eps, int64_t rows, int64_t width,
@@ -77,15 +103,14 @@ static void write_head(const Stack& stack, const Layer& layer, const Step& step,
     cache_head(from, stack.head_dim, static_cast<uint16_t*>(cache) + at);
 }
 
-static void silu_times(const float* gate, const float* up, int64_t first, int64_t last, void* out,
-                       int32_t form) {
-  int64_t i = first;
-  for (; i + W <= last; i += W) {
+// silu(gate) * up -> gate.
+static void silu_times(float* gate, const float* up, int64_t count) {
+  int64_t i = 0;
+  for (; i + W <= count; i += W) {
     vf g = load(gate + i);
-    store_form(out, form, i, g / (exponential(-g) + 1.0f) * load(up + i));
+    store(gate + i, g / (exponential(-g) + 1.0f) * load(up + i));
   }
-  for (; i < last; ++i)
-    store_form_one(out, form, i, gate[i] / (exponential_one(-gate[i]) + 1.0f) * up[i]);
+  for (; i < count; ++i) gate[i] = gate[i] / (exponential_one(-gate[i]) + 1.0f) * up[i];
 }
 
 constexpr int64_t kCounter = 8;
@@ -93,68 +118,134 @@ constexpr int64_t kCounter = 8;
 // Buffers of one pass, shared by its layers.
 struct Buffers {
   int64_t* counters;  // per layer, a cache line apart: pieces of attention taken
-  char* narrow;    // activations as products read them: normed rows, then attended rows
-  char* hidden;    // silu(gate) * up, as `down` reads it
+  char* normed;       // normed rows, in the form of the product that follows
+  char* attended;     // attention's result, in the form of `out` or, where that cannot be, float32
+  char* narrow;       // the latter in the form of `out`
+  char* hidden;       // silu(gate) * up, in the form of `down`
   float* qkv;
-  float* gate;
-  float* up;
   char* attention;
 };
 
 MULL_INLINE int64_t aligned(int64_t bytes) { return round_up(bytes, 64); }
 
-static int64_t lay_out(const Stack& stack, int64_t rows, int64_t attention_bytes, char* base,
-                       Buffers* buffers) {
+static int64_t lay_out(const Stack& stack, int64_t rows, int threads, int64_t attention_bytes,
+                       char* base, Buffers* buffers) {
   const Layer& layer = stack.layers[0];
-  const int64_t widest = high(stack.hidden, stack.heads * stack.head_dim);
+  const int64_t row_copies = rows * copies(rows, threads), width = stack.heads * stack.head_dim;
   char* p = base;
-  buffers->counters = reinterpret_cast<int64_t*>(p), p += 8 * kCounter * stack.num_layers;
-  buffers->narrow = p, p += aligned(rows * padded(widest) * 4);
-  buffers->hidden = p, p += aligned(rows * padded(layer.down.k) * 4);
-  buffers->qkv = reinterpret_cast<float*>(p), p += aligned(rows * layer.qkv.n * 4);
-  buffers->gate = reinterpret_cast<float*>(p), p += aligned(rows * layer.gate.n * 4);
-  buffers->up = reinterpret_cast<float*>(p), p += aligned(rows * layer.up.n * 4);
-  buffers->attention = p, p += aligned(attention_bytes);
+  auto take = [&](int64_t bytes) {
+    char* from = p;
+    p += aligned(bytes);
+    return from;
+  };
+  buffers->counters = reinterpret_cast<int64_t*>(take(8 * kCounter * stack.num_layers));
+  buffers->normed = take(row_copies * row_bytes_of(form_of(layer.qkv), stack.hidden));
+  buffers->attended = take(rows * padded(width) * 4);
+  buffers->narrow = take(row_copies * row_bytes_of(form_of(layer.out), width));
+  buffers->hidden = take(rows * row_bytes_of(form_of(layer.down), layer.down.k));
+  buffers->qkv = reinterpret_cast<float*>(take(rows * layer.qkv.n * 4));
+  buffers->attention = take(attention_bytes);
   return p - base;
+}
+
+constexpr int64_t kUnit = 32;      // outputs quantised together
+constexpr int64_t kChunk = 2 * kUnit;  // outputs of gate and up done in one go
+
+// hidden = silu(gate) * up for outputs [first, last), first a multiple of 32, of up to kRowBlock rows.
+static void gate_and_up(const Linear& gate, const Linear& up, const char* x, int64_t rows,
+                        int64_t first, int64_t last, char* hidden, int32_t hidden_form,
+                        const char* next) {
+  alignas(64) float gates[kRowBlock * kChunk];
+  alignas(64) float ups[kRowBlock * kChunk];
+  const int64_t bytes = panel_bytes(gate);
+  const char* gate_weights = static_cast<const char*>(gate.packed);
+  const char* up_weights = static_cast<const char*>(up.packed);
+  for (int64_t at = first; at < last; at += kChunk) {
+    const int64_t end = low(at + kChunk, last);
+    const int64_t panel = at / kPanel, after = ceil_div(end, kPanel);
+    product_panels(gate, x, rows, gates - at, kChunk, kStore, panel, after,
+                   up_weights + panel * bytes);
+    product_panels(up, x, rows, ups - at, kChunk, kStore, panel, after,
+                   end < last ? gate_weights + after * bytes : next);
+    for (int64_t r = 0; r < rows; ++r) {
+      silu_times(gates + r * kChunk, ups + r * kChunk, end - at);
+      store_span(gates + r * kChunk, at, end - at, form_row(hidden, hidden_form, gate.n, r),
+                 hidden_form);
+    }
+  }
 }
 
 static void mlp(const Stack& stack, const Layer& layer, const Linear* next, int64_t rows, float* x,
                 const Buffers& buffers, const Team& team) {
   const int32_t form = form_of(layer.gate), down_form = form_of(layer.down);
-  norm_rows(x, layer.post_norm, stack.eps, rows, stack.hidden, buffers.narrow, form, team);
-  team.barrier();
-  const int64_t width = layer.gate.n, panels = panels_of(layer.gate);
-  const int64_t first = team.first(panels), last = team.last(panels);
-  product(layer.gate, buffers.narrow, rows, buffers.gate, width, kStore, &layer.up, team);
-  product(layer.up, buffers.narrow, rows, buffers.up, width, kStore, &layer.down, team);
-  for (int64_t r = 0; r < rows; ++r) {
-    void* row = form_row(buffers.hidden, down_form, width, r);
-    silu_times(buffers.gate + r * width, buffers.up + r * width, first * kPanel,
-               low(last * kPanel, width), row, down_form);
-    if (last == panels) clear_padding(row, down_form, width);
-  }
+  const char* normed = norm_rows(x, layer.post_norm, stack.eps, rows, stack.hidden, buffers.normed,
+                                 form, team);
+  const int64_t width = layer.gate.n, units = ceil_div(width, kUnit);
+  const int64_t first = team.first(units) * kUnit, last = low(team.last(units) * kUnit, width);
+  for (int64_t r = 0; r < rows && first < last; r += kRowBlock)
+    gate_and_up(layer.gate, layer.up, normed + r * row_bytes_of(form, stack.hidden),
+                low(kRowBlock, rows - r), first, last,
+                buffers.hidden + r * row_bytes_of(down_form, width), down_form,
+                own_part(layer.down, team));
+  if (last == width)
+    for (int64_t r = 0; r < rows; ++r)
+      clear_padding(form_row(buffers.hidden, down_form, width, r), down_form, width);
   team.barrier();
   product(layer.down, buffers.hidden, rows, x, stack.hidden, kAdd, next, team);
   team.barrier();
 }
 
-// attended rows in buffers.narrow, in the form of the layer's `out`.
-static void output_and_mlp(const Stack& stack, int64_t index, int64_t rows, float* x,
-                           const Buffers& buffers, const Team& team) {
+static void output_and_mlp(const Stack& stack, int64_t index, const char* attended, int64_t rows,
+                           float* x, const Buffers& buffers, const Team& team) {
   const Layer& layer = stack.layers[index];
   const Linear* next = index + 1 < stack.num_layers ? &stack.layers[index + 1].qkv : nullptr;
-  product(layer.out, buffers.narrow, rows, x, stack.hidden, kAdd, &layer.gate, team);
+  product(layer.out, attended, rows, x, stack.hidden, kAdd, &layer.gate, team);
   team.barrier();
   mlp(stack, layer, next, rows, x, buffers, team);
 }
 
-static void norm_and_qkv(const Stack& stack, const Layer& layer, int64_t rows, const float* x,
-                         float* qkv, const Buffers& buffers, const Team& team) {
-  norm_rows(x, layer.input_norm, stack.eps, rows, stack.hidden, buffers.narrow,
-            form_of(layer.qkv), team);
-  team.barrier();
-  product(layer.qkv, buffers.narrow, rows, qkv, layer.qkv.n, kStore, &layer.out, team);
-  team.barrier();
+// float32 rows of attention's result in the form of `out`; of use to this thread at once.
+static const char* narrowed(const float* attended, int64_t stride, const Layer& layer, int64_t rows,
+                            const Buffers& buffers, const Team& team) {
+  const int32_t form = form_of(layer.out);
+  const bool alone = rows <= kAlone;
+  char* y = buffers.narrow + (alone ? team.id * rows * row_bytes_of(form, layer.out.k) : 0);
+  for (int64_t r = alone ? 0 : team.first(rows); r < (alone ? rows : team.last(rows)); ++r)
+    to_form(attended + r * stride, layer.out.k, form_row(y, form, layer.out.k, r), form);
+  if (!alone) team.barrier();
+  return y;
+}
+
+// qkv of the heads [first, last) of [q heads | k heads | v heads].
+MULL_INLINE void qkv_of_heads(const Stack& stack, const Layer& layer, const char* normed,
+                              int64_t rows, float* qkv, int64_t first, int64_t last) {
+  const int64_t panels = stack.head_dim / kPanel;
+  product_panels(layer.qkv, normed, rows, qkv, layer.qkv.n, kStore, first * panels, last * panels);
+}
+
+// visit(row, head) for this thread's heads of qkv; whoever computes a head also rotates and caches it.
+template <class Visit>
+static void project_heads(const Stack& stack, const Layer& layer, int64_t rows, const float* x,
+                          float* qkv, const Buffers& buffers, const Team& team, const Visit& visit) {
+  const char* normed = norm_rows(x, layer.input_norm, stack.eps, rows, stack.hidden,
+                                 buffers.normed, form_of(layer.qkv), team);
+  const int64_t heads = stack.heads + 2 * stack.kv_heads;
+  if (stack.head_dim % kPanel == 0 && heads >= 4 * team.size) {
+    const int64_t first = team.first(heads), last = team.last(heads);
+    qkv_of_heads(stack, layer, normed, rows, qkv, first, last);
+    for (int64_t r = 0; r < rows; ++r)
+      for (int64_t head = first; head < last; ++head) visit(r, head);
+  } else {
+    product(layer.qkv, normed, rows, qkv, layer.qkv.n, kStore, &layer.out, team);
+    team.barrier();
+    for (int64_t i = team.first(rows * heads); i < team.last(rows * heads); ++i)
+      visit(i / heads, i % heads);
+  }
+}
+
+// Whether attention may write its heads straight into the form of `out`.
+MULL_INLINE bool attends_in_form(const Stack& stack, const Layer& layer) {
+  return form_of(layer.out) != kQuantised || stack.head_dim % kGroup == 0;
 }
 
 static Attention attention_of_layer(const Stack& stack, const Layer& layer, const Step& step,
@@ -163,11 +254,10 @@ static Attention attention_of_layer(const Stack& stack, const Layer& layer, cons
   a.q = buffers.qkv;
   a.key = step.key_cache[index];
   a.value = step.value_cache[index];
-  a.out = buffers.narrow;
+  a.out = buffers.attended;
   a.paging = step.paging;
   a.rows = step.rows;
   a.q_stride = layer.qkv.n;
-  a.out_stride = padded(stack.heads * stack.head_dim);
   a.heads = stack.heads;
   a.kv_heads = stack.kv_heads;
   a.key_dim = a.value_dim = stack.head_dim;
@@ -175,28 +265,31 @@ static Attention attention_of_layer(const Stack& stack, const Layer& layer, cons
   a.key_head_stride = a.value_head_stride = stack.head_dim;
   a.scale = stack.scale;
   a.cache_kind = step.cache_kind;
-  a.out_form = form_of(layer.out);
+  a.out_form = attends_in_form(stack, layer) ? form_of(layer.out) : kPlain;
+  a.out_stride = padded(stack.heads * stack.head_dim);
   return a;
 }
 
 static void run_layer(const Stack& stack, int64_t index, const Step& step, float* x,
                       const Buffers& buffers, const Team& team) {
   const Layer& layer = stack.layers[index];
-  norm_and_qkv(stack, layer, step.rows, x, buffers.qkv, buffers, team);
-  const int64_t heads = stack.heads + 2 * stack.kv_heads, items = step.rows * heads;
-  for (int64_t i = team.first(items); i < team.last(items); ++i) {
-    prepare_head(stack, layer, step, buffers.qkv, i / heads, i % heads);
-    write_head(stack, layer, step, buffers.qkv, step.key_cache[index], step.value_cache[index],
-               i / heads, i % heads);
-  }
+  project_heads(stack, layer, step.rows, x, buffers.qkv, buffers, team, [&](int64_t row, int64_t head) {
+    prepare_head(stack, layer, step, buffers.qkv, row, head);
+    write_head(stack, layer, step, buffers.qkv, step.key_cache[index], step.value_cache[index], row,
+               head);
+  });
   const Attention a = attention_of_layer(stack, layer, step, index, buffers);
   const int64_t width = stack.heads * stack.head_dim;
   for (int64_t r = team.first(step.rows); r < team.last(step.rows); ++r)
-    clear_padding(form_row(buffers.narrow, a.out_form, width, r), a.out_form, width);
+    clear_padding(form_row(buffers.attended, a.out_form, width, r), a.out_form, width);
   team.barrier();
   attention_team(&a, buffers.counters + index * kCounter, buffers.attention, team);
   team.barrier();
-  output_and_mlp(stack, index, step.rows, x, buffers, team);
+  const char* attended = buffers.attended;
+  if (a.out_form != form_of(layer.out))
+    attended = narrowed(reinterpret_cast<const float*>(attended), a.out_stride, layer, step.rows,
+                        buffers, team);
+  output_and_mlp(stack, index, attended, step.rows, x, buffers, team);
 }
 
 static size_t stack_scratch(const Stack* stack, const Step* step, int threads) {
@@ -206,13 +299,13 @@ static size_t stack_scratch(const Stack* stack, const Step* step, int threads) {
     const Attention a = attention_of_layer(*stack, stack->layers[0], *step, 0, buffers);
     attention_bytes = static_cast<int64_t>(attention_scratch(&a, threads));
   }
-  return static_cast<size_t>(lay_out(*stack, step->rows, attention_bytes, nullptr, &buffers));
+  return static_cast<size_t>(lay_out(*stack, step->rows, threads, attention_bytes, nullptr, &buffers));
 }
 
 static void stack_team(const Stack* stack, const Step* step, float* x, char* scratch,
                        const Team& team) {
   Buffers buffers;
-  lay_out(*stack, step->rows, 0, scratch, &buffers);
+  lay_out(*stack, step->rows, team.size, 0, scratch, &buffers);
   if (team.id == 0)
     for (int64_t i = 0; i < kCounter * stack->num_layers; ++i) buffers.counters[i] = 0;
   for (int64_t i = 0; i < stack->num_layers; ++i) run_layer(*stack, i, *step, x, buffers, team);
@@ -225,22 +318,17 @@ static void attention_inputs(const Stack* stack, int64_t index, const Step* step
                              float* qkv, char* scratch, const Team& team) {
   const Layer& layer = stack->layers[index];
   Buffers buffers;
-  lay_out(*stack, step->rows, 0, scratch, &buffers);
-  norm_and_qkv(*stack, layer, step->rows, x, qkv, buffers, team);
-  const int64_t heads = stack->heads + stack->kv_heads, items = step->rows * heads;
-  for (int64_t i = team.first(items); i < team.last(items); ++i)
-    prepare_head(*stack, layer, *step, qkv, i / heads, i % heads);
+  lay_out(*stack, step->rows, team.size, 0, scratch, &buffers);
+  project_heads(*stack, layer, step->rows, x, qkv, buffers, team, [&](int64_t row, int64_t head) {
+    prepare_head(*stack, layer, *step, qkv, row, head);
+  });
 }
 
 static void attention_outputs(const Stack* stack, int64_t index, int64_t rows,
                               const float* attended, float* x, char* scratch, const Team& team) {
   const Layer& layer = stack->layers[index];
   Buffers buffers;
-  lay_out(*stack, rows, 0, scratch, &buffers);
-  const int64_t width = layer.out.k;
-  const int32_t form = form_of(layer.out);
-  for (int64_t r = team.first(rows); r < team.last(rows); ++r)
-    to_form(attended + r * width, width, form_row(buffers.narrow, form, width, r), form);
-  team.barrier();
-  output_and_mlp(*stack, index, rows, x, buffers, team);
+  lay_out(*stack, rows, team.size, 0, scratch, &buffers);
+  const char* narrow = narrowed(attended, layer.out.k, layer, rows, buffers, team);
+  output_and_mlp(*stack, index, narrow, rows, x, buffers, team);
 }

@@ -84,32 +84,6 @@ MULL_INLINE float load_one(const uint16_t* p) { return to_float(*p); }
 MULL_INLINE void store_one(float* p, float x) { *p = x; }
 MULL_INLINE void store_one(uint16_t* p, float x) { *p = to_bfloat16(x); }
 
-// The form in which a product reads its activations.
-enum Form : int32_t { kPlain = 0, kRounded = 1, kPairs = 2 };  // float32, rounded float32, bfloat16
-
-MULL_INLINE int64_t form_bytes(int32_t form) { return form == kPairs ? 2 : 4; }
-
-MULL_INLINE int32_t form_of(const Linear& linear) {
-  if (linear.kind == kFloat32) return kPlain;
-#ifdef MULL_HAS_DPBF16
-  return kPairs;
-#else
-  return kRounded;
-#endif
-}
-
-MULL_INLINE void store_form(void* row, int32_t form, int64_t i, vf v) {
-  if (form == kPlain) store(static_cast<float*>(row) + i, v);
-  if (form == kRounded) store(static_cast<float*>(row) + i, (vf)round_bits(v));
-  if (form == kPairs) store(static_cast<uint16_t*>(row) + i, v);
-}
-
-MULL_INLINE void store_form_one(void* row, int32_t form, int64_t i, float v) {
-  if (form == kPlain) static_cast<float*>(row)[i] = v;
-  if (form == kRounded) static_cast<float*>(row)[i] = to_float(to_bfloat16(v));
-  if (form == kPairs) static_cast<uint16_t*>(row)[i] = to_bfloat16(v);
-}
-
 MULL_INLINE float sum(vf v) {
   float parts[W];
   store(parts, v);
@@ -157,6 +131,126 @@ MULL_INLINE vf exponential(vf x) {
 
 MULL_INLINE float exponential_one(float x) { return exponential(splat(x))[0]; }
 
+// W float16 values. In plain code: the exponent is moved by a multiplication, subnormals included.
+MULL_INLINE vf load_half(const uint16_t* p) {
+#if MULL_VECTOR_BYTES == 64
+  return (vf)_mm512_cvtph_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)));
+#elif MULL_VECTOR_BYTES == 32
+  return (vf)_mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(p)));
+#elif defined(__aarch64__)
+  return (vf)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p)));
+#else
+  const vu bits = __builtin_convertvector(*reinterpret_cast<const vh_any*>(p), vu);
+  const vf magnitude = (vf)((bits & 0x7fffu) << 13) * 0x1p112f;
+  return (vf)((vu)magnitude | ((bits & 0x8000u) << 16));
+#endif
+}
+
+// To the nearest whole number, halves to even.
+MULL_INLINE vi to_whole(vf v) {
+#if MULL_VECTOR_BYTES == 64
+  return (vi)_mm512_cvtps_epi32((__m512)v);
+#elif MULL_VECTOR_BYTES == 32
+  return (vi)_mm256_cvtps_epi32((__m256)v);
+#elif defined(__aarch64__)
+  return (vi)vcvtnq_s32_f32((float32x4_t)v);
+#elif defined(__SSE2__)
+  return (vi)_mm_cvtps_epi32((__m128)v);
+#else
+  vi whole;
+  for (int i = 0; i < W; ++i) whole[i] = static_cast<int32_t>(__builtin_rintf(v[i]));
+  return whole;
+#endif
+}
+
+MULL_INLINE vf to_float(vi v) { return __builtin_convertvector(v, vf); }
+MULL_INLINE vi splat(int32_t x) { return x - vi{}; }
+MULL_INLINE vi load_ints(const void* p) { return (vi)load_bits(p); }
+
+// Four bytes for every lane.
+MULL_INLINE vi splat_quad(const void* p) {
+  int32_t quad;
+  __builtin_memcpy(&quad, p, 4);
+  return splat(quad);
+}
+
+MULL_INLINE int32_t max_of(vi v) {
+#if MULL_VECTOR_BYTES == 64
+  return _mm512_reduce_max_epi32((__m512i)v);
+#else
+  int32_t best = v[0];
+  for (int i = 1; i < W; ++i) best = best > v[i] ? best : v[i];
+  return best;
+#endif
+}
+
+MULL_INLINE int32_t sum(vi v) {
+#if MULL_VECTOR_BYTES == 64
+  return _mm512_reduce_add_epi32((__m512i)v);
+#else
+  int32_t total = 0;
+  for (int i = 0; i < W; ++i) total += v[i];
+  return total;
+#endif
+}
+
+// The low bytes of W whole numbers from -128 to 127.
+MULL_INLINE void store_bytes(int8_t* p, vi v) {
+#if MULL_VECTOR_BYTES == 64
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8((__m512i)v));
+#else
+  for (int i = 0; i < W; ++i) p[i] = static_cast<int8_t>(v[i]);
+#endif
+}
+
+// Dot products of four bytes a lane, exact in int32. `dot4_nibbles`: unsigned up to 15 times signed
+// from -127. `dot4_bytes`: unsigned with zero point 128, first put by `ready_bytes` into the form
+// that the processor multiplies; where kOffsetBytes, the zero point is still in the sum.
+#if defined(__AVX512VNNI__) && MULL_VECTOR_BYTES == 64
+constexpr bool kOffsetBytes = true;
+MULL_INLINE vi dot4_nibbles(vi acc, vi w, vi a) {
+  return (vi)_mm512_dpbusd_epi32((__m512i)acc, (__m512i)w, (__m512i)a);
+}
+MULL_INLINE vi ready_bytes(vi w) { return w; }
+MULL_INLINE vi dot4_bytes(vi acc, vi w, vi a) { return dot4_nibbles(acc, w, a); }
+#elif defined(__AVXVNNI__) && MULL_VECTOR_BYTES == 32
+constexpr bool kOffsetBytes = true;
+MULL_INLINE vi dot4_nibbles(vi acc, vi w, vi a) {
+  return (vi)_mm256_dpbusd_avx_epi32((__m256i)acc, (__m256i)w, (__m256i)a);
+}
+MULL_INLINE vi ready_bytes(vi w) { return w; }
+MULL_INLINE vi dot4_bytes(vi acc, vi w, vi a) { return dot4_nibbles(acc, w, a); }
+#elif defined(__AVX2__) && MULL_VECTOR_BYTES == 32
+// Pairs are added in 16 bits: 2 * 15 * 127 and 2 * 128 * 127 still fit, 2 * 255 * 127 would not.
+constexpr bool kOffsetBytes = false;
+MULL_INLINE vi dot4_nibbles(vi acc, vi w, vi a) {
+  const __m256i pairs = _mm256_maddubs_epi16((__m256i)w, (__m256i)a);
+  return acc + (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+}
+MULL_INLINE vi ready_bytes(vi w) { return w ^ static_cast<int32_t>(0x80808080u); }
+MULL_INLINE vi dot4_bytes(vi acc, vi w, vi a) {
+  const __m256i magnitude = _mm256_abs_epi8((__m256i)w);
+  const __m256i pairs = _mm256_maddubs_epi16(magnitude, _mm256_sign_epi8((__m256i)a, (__m256i)w));
+  return acc + (vi)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
+}
+#elif defined(__ARM_FEATURE_DOTPROD)
+constexpr bool kOffsetBytes = false;
+MULL_INLINE vi dot4_nibbles(vi acc, vi w, vi a) {
+  return (vi)vdotq_s32((int32x4_t)acc, (int8x16_t)w, (int8x16_t)a);
+}
+MULL_INLINE vi ready_bytes(vi w) { return w ^ static_cast<int32_t>(0x80808080u); }
+MULL_INLINE vi dot4_bytes(vi acc, vi w, vi a) { return dot4_nibbles(acc, w, a); }
+#else
+constexpr bool kOffsetBytes = false;
+MULL_INLINE vi dot4_nibbles(vi acc, vi w, vi a) {
+#pragma GCC unroll 4
+  for (int shift = 24; shift >= 0; shift -= 8) acc += ((w << shift) >> 24) * ((a << shift) >> 24);
+  return acc;
+}
+MULL_INLINE vi ready_bytes(vi w) { return w ^ static_cast<int32_t>(0x80808080u); }
+MULL_INLINE vi dot4_bytes(vi acc, vi w, vi a) { return dot4_nibbles(acc, w, a); }
+#endif
+
 #if defined(__clang__)
 #if MULL_VECTOR_BYTES == 64
 MULL_INLINE vf evens(vf a, vf b) {
@@ -197,3 +291,6 @@ MULL_INLINE vf fold(const vf* v) {
     return evens(a, b) + odds(a, b);
   }
 }
+
+constexpr int kPanel = 16;           // outputs of packed weights that lie side by side
+constexpr int kVectors = kPanel / W;  // vectors across one panel

@@ -4,11 +4,15 @@
 
 #if defined(__x86_64__)
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 namespace MULL_VARIANT {
 namespace {
 #include "simd.h"
+
+#include "quantised.h"
 
 #include "linear.h"
 

@@ -1,0 +1,192 @@
+// Products with q8 and q4 weights. Activations are quantised to int8 per group of 32, so that dot
+// products within a group are exact whole numbers; the groups are added up in float32, in order.
+
+constexpr int64_t kGroup = 32;
+
+// 32 activations of a row, as whole numbers from -127 to 127 times `scale`.
+struct Group {
+  int8_t values[kGroup];
+  float scale;
+  float total;     // scale * sum of the values: what the minimums of q4 weights are multiplied by
+  int32_t offset;  // -128 * sum of the values: undoes the zero point of q8 weights
+  int32_t unused;
+};
+
+MULL_INLINE int64_t groups_of(int64_t k) { return round_up(k, 2 * kGroup) / kGroup; }
+MULL_INLINE int64_t pair_bytes(int32_t kind) { return kind == kQ8 ? 64 + 1024 : 128 + 512; }
+
+// NaN and infinity in a group make its scale NaN or infinite, and so every product with it.
+MULL_INLINE void quantise_group(const float* x, Group* group) {
+  constexpr int kVectorsInGroup = kGroup / W;
+  vf v[kVectorsInGroup];
+  vi largest{};
+#pragma GCC unroll 8
+  for (int j = 0; j < kVectorsInGroup; ++j) {
+    v[j] = load(x + j * W);
+    const vi magnitude = (vi)v[j] & 0x7fffffff;  // ordered like the floats, NaN above infinity
+    const vi more = magnitude > largest;
+    largest = (magnitude & more) | (largest & ~more);
+  }
+  const int32_t bits = max_of(largest);
+  float top;
+  __builtin_memcpy(&top, &bits, 4);
+  const float inverse = top > 0.0f ? 127.0f / top : 0.0f;
+  vi sums{};
+#pragma GCC unroll 8
+  for (int j = 0; j < kVectorsInGroup; ++j) {
+    const vi whole = to_whole(v[j] * inverse);
+    store_bytes(group->values + j * W, whole);
+    sums += whole;
+  }
+  const int32_t total = sum(sums);
+  group->scale = top * (1.0f / 127.0f);
+  group->total = group->scale * static_cast<float>(total);
+  group->offset = -128 * total;
+  group->unused = 0;
+}
+
+// Values [first, first + count) of a row, `first` a multiple of 32; the last group is filled up
+// with zeros.
+static void quantise_span(const float* x, int64_t first, int64_t count, void* row) {
+  Group* group = static_cast<Group*>(row) + first / kGroup;
+  int64_t i = 0;
+  for (; i + kGroup <= count; i += kGroup) quantise_group(x + i, group++);
+  if (i == count) return;
+  float rest[kGroup] = {};
+  for (int64_t j = 0; i + j < count; ++j) rest[j] = x[i + j];
+  quantise_group(rest, group);
+}
+
+// How the bytes of a strip of weights lie.
+enum Weights { kBytes, kNibbles, kUnpacked };  // kUnpacked: nibbles spread to bytes beforehand
+
+template <Weights KIND>
+MULL_INLINE vi load_weights(const char* from, int half) {
+  const vi bytes = load_ints(from);
+  if constexpr (KIND == kBytes) return ready_bytes(bytes);
+  if constexpr (KIND == kNibbles)
+    return (half ? (vi)((vu)bytes >> 4) : bytes) & 0x0f0f0f0f;
+  return bytes;
+}
+
+// Where a strip of panels lies: its packed pairs of groups and, for kUnpacked, its spread bytes.
+struct Strip {
+  const char* packed;
+  int64_t panel_bytes;
+  const char* spread;
+  int64_t spread_panel_bytes;
+};
+
+template <int M, int P, Weights KIND>
+MULL_INLINE void group_dots(vi (&dots)[M][P * kVectors], const Group* const (&rows)[M],
+                            const char* const (&weights)[P], int half) {
+#pragma GCC unroll 24
+  for (int m = 0; m < M; ++m) {
+    const vi start = KIND == kBytes && kOffsetBytes ? splat(rows[m]->offset) : vi{};
+#pragma GCC unroll 8
+    for (int j = 0; j < P * kVectors; ++j) dots[m][j] = start;
+  }
+#pragma GCC unroll 8
+  for (int quad = 0; quad < 8; ++quad) {
+    vi w[P * kVectors];
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v)
+        w[p * kVectors + v] = load_weights<KIND>(weights[p] + quad * 64 + v * W * 4, half);
+    }
+#pragma GCC unroll 24
+    for (int m = 0; m < M; ++m) {
+      const vi a = splat_quad(rows[m]->values + quad * 4);
+#pragma GCC unroll 8
+      for (int j = 0; j < P * kVectors; ++j)
+        dots[m][j] = KIND == kBytes ? dot4_bytes(dots[m][j], w[j], a) : dot4_nibbles(dots[m][j], w[j], a);
+    }
+  }
+}
+
+// acc += one pair of groups.
+template <int M, int P, Weights KIND>
+MULL_INLINE void add_pair(vf (&acc)[M][P * kVectors], const Group* const (&rows)[M],
+                          const Strip& strip, int64_t pair) {
+  constexpr int32_t kKind = KIND == kBytes ? kQ8 : kQ4;
+  constexpr int64_t kHeader = KIND == kBytes ? 64 : 128;
+#pragma GCC unroll 2
+  for (int half = 0; half < 2; ++half) {
+    const char* blocks[P];
+    const char* weights[P];
+    const Group* groups[M];
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p) {
+      blocks[p] = strip.packed + p * strip.panel_bytes + pair * pair_bytes(kKind);
+      if constexpr (KIND == kUnpacked)
+        weights[p] = strip.spread + p * strip.spread_panel_bytes + pair * 1024 + half * 512;
+      else
+        weights[p] = blocks[p] + kHeader + (KIND == kBytes ? half * 512 : 0);
+    }
+#pragma GCC unroll 24
+    for (int m = 0; m < M; ++m) groups[m] = rows[m] + half;
+    vi dots[M][P * kVectors];
+    group_dots<M, P, KIND>(dots, groups, weights, half);
+    vf scales[P * kVectors];
+#pragma GCC unroll 4
+    for (int p = 0; p < P; ++p)
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v)
+        scales[p * kVectors + v] =
+            load_half(reinterpret_cast<const uint16_t*>(blocks[p] + half * 32) + v * W);
+#pragma GCC unroll 24
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+      for (int j = 0; j < P * kVectors; ++j)
+        acc[m][j] += to_float(dots[m][j]) * groups[m]->scale * scales[j];
+    if constexpr (KIND != kBytes) {
+#pragma GCC unroll 4
+      for (int p = 0; p < P; ++p)
+#pragma GCC unroll 4
+        for (int v = 0; v < kVectors; ++v)
+          scales[p * kVectors + v] =
+              load_half(reinterpret_cast<const uint16_t*>(blocks[p] + 64 + half * 32) + v * W);
+#pragma GCC unroll 24
+      for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+        for (int j = 0; j < P * kVectors; ++j) acc[m][j] += groups[m]->total * scales[j];
+    }
+  }
+}
+
+// `ahead`: weights to ask memory for meanwhile, or null.
+template <int M, int P, Weights KIND>
+MULL_INLINE void accumulate_quantised(vf (&acc)[M][P * kVectors], const char* x, int64_t row_bytes,
+                                      const Strip& strip, int64_t first, int64_t last,
+                                      const char* ahead) {
+  constexpr int64_t kAheadBytes = P * (KIND == kBytes ? 64 + 1024 : 128 + 512);
+  for (int64_t pair = first; pair < last; ++pair) {
+    const Group* rows[M];
+#pragma GCC unroll 24
+    for (int m = 0; m < M; ++m)
+      rows[m] = reinterpret_cast<const Group*>(x + m * row_bytes) + 2 * pair;
+    if (ahead) {
+      for (int64_t i = 0; i < kAheadBytes; i += 64) __builtin_prefetch(ahead + i, 0, 2);
+      ahead += kAheadBytes;
+    }
+    add_pair<M, P, KIND>(acc, rows, strip, pair);
+  }
+}
+
+// The nibbles of pairs [first, last) of P panels, a byte each.
+template <int P>
+static void spread_nibbles(const Strip& strip, int64_t first, int64_t last, char* to) {
+  for (int p = 0; p < P; ++p) {
+    char* out = to + p * strip.spread_panel_bytes;
+    for (int64_t pair = first; pair < last; ++pair) {
+      const char* from = strip.packed + p * strip.panel_bytes + pair * pair_bytes(kQ4) + 128;
+      for (int64_t i = 0; i < 512; i += MULL_VECTOR_BYTES) {
+        const vu bytes = load_bits(from + i);
+        *reinterpret_cast<vu_any*>(out + i) = bytes & 0x0f0f0f0fu;
+        *reinterpret_cast<vu_any*>(out + 512 + i) = (bytes >> 4) & 0x0f0f0f0fu;
+      }
+      out += 1024;
+    }
+  }
+}
