@@ -108,7 +108,8 @@ def quantised_activations(x_MK: Tensor) -> Tensor:
     scale (largest magnitude / 127) per group of 32 inputs, as float32."""
     x_MGg = _groups(x_MK.float())
     top_MG1 = x_MGg.abs().amax(-1, keepdim=True)
-    inverse_MG1 = torch.where(top_MG1 > 0, 127.0 / top_MG1, torch.zeros_like(top_MG1))
+    # A number divided by a tensor is its reciprocal times the number in torch: another rounding.
+    inverse_MG1 = torch.where(top_MG1 > 0, torch.full_like(top_MG1, 127.0) / top_MG1, 0.0)
     steps_MGg = (x_MGg * inverse_MG1).round()
     return (steps_MGg * (top_MG1 * (1.0 / 127.0))).flatten(-2)[..., : x_MK.shape[-1]]
 
@@ -121,7 +122,12 @@ def quantised_weights(weight_NK: Tensor, kind: str) -> Tensor:
     w_NGg = _groups(weight_NK.float())
     least, most = w_NGg.amin(-1, keepdim=True), w_NGg.amax(-1, keepdim=True)
     if kind == "q8":
-        scale, start, lowest, highest = torch.maximum(-least / 128, most / 127), 0.0, -128, 127
+        scale, start, lowest, highest = (
+            torch.maximum(-least / 128, most / 127),
+            0 * least,
+            -128,
+            127,
+        )
     else:
         scale, start, lowest, highest = (most - least) / 15, least.half().float(), 0, 15
     scale = scale.half().float()
