@@ -3,7 +3,6 @@
 // down: an expert alone is too little work for a team. A row's result is summed in the order of its
 // own choices, so it does not depend on the rows beside it.
 
-constexpr int64_t kUnit = 32;               // columns of an expert's hidden row that are one piece
 constexpr int64_t kGatedFloats = 1 << 15;   // of gate and of up kept before SiLU joins them
 constexpr int64_t kDownFloats = 1 << 18;    // of the experts' results kept before they are summed
 
@@ -49,20 +48,15 @@ MULL_INLINE Linear part_of(const Linear& linear, int64_t first, int64_t n) {
 
 // Columns [first, last) of silu(gate) * up; `first` is a multiple of kUnit.
 static void gated_columns(const Linear& gate, const Linear& up, const void* x, int64_t rows,
-                          int64_t first, int64_t last, void* hidden, int32_t form,
-                          const MlpLocal& local) {
-  const int64_t width = gate.n, step = mlp_columns(kGatedFloats, rows);
-  for (int64_t column = first; column < last; column += step) {
-    const int64_t end = low(column + step, last);
-    float* gates = local.gate - column;
-    float* ups = local.up - column;
-    product_panels(gate, x, rows, gates, step, kStore, column / kPanel, ceil_div(end, kPanel));
-    product_panels(up, x, rows, ups, step, kStore, column / kPanel, ceil_div(end, kPanel));
-    for (int64_t r = 0; r < rows; ++r) {
-      void* row = form_row(hidden, form, width, r);
-      silu_times(gates + r * step, ups + r * step, column, end, row, form);
-      if (end == width) clear_padding(row, form, width);
-    }
+                          int64_t first, int64_t last, void* hidden, int32_t form) {
+  const int64_t width = gate.n;
+  for (int64_t r = 0; r < rows && first < last; r += kRowBlock) {
+    const int64_t count = low(kRowBlock, rows - r);
+    char* block = static_cast<char*>(form_row(hidden, form, width, r));
+    gate_and_up(gate, up, static_cast<const char*>(x) + r * row_bytes_of(form_of(gate), gate.k),
+                count, first, last, block, form, nullptr);
+    for (int64_t i = 0; i < count && last == width; ++i)
+      clear_padding(form_row(block, form, width, i), form, width);
   }
 }
 
@@ -71,7 +65,7 @@ static void dense_hidden(const LatentLayer& layer, int64_t rows, const MlpBuffer
                          const Team& team) {
   const int64_t width = layer.gate.n, units = ceil_div(width, kUnit);
   gated_columns(layer.gate, layer.up, b.narrow, rows, team.first(units) * kUnit,
-                low(team.last(units) * kUnit, width), b.shared, form_of(layer.down), b.local);
+                low(team.last(units) * kUnit, width), b.shared, form_of(layer.down));
 }
 
 // Thread `id`'s first unit of the index-th of `count` experts: units are dealt out in turn, so that
@@ -95,7 +89,7 @@ static void expert_hidden(const LatentStack& stack, const LatentLayer& layer, co
                   part_of(layer.expert_gate_up, (2 * e + 1) * panels, width), x, rows,
                   first_unit(units, i, groups.num_active, team.id, team) * kUnit,
                   first_unit(units, i, groups.num_active, team.id + 1, team) * kUnit,
-                  form_row(b.hidden, down_form, width, start), down_form, b.local);
+                  form_row(b.hidden, down_form, width, start), down_form);
   }
 }
 
