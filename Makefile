@@ -6,7 +6,7 @@ NATIVE := $(wildcard mull/kernels/native/*) CMakeLists.txt
 # Set-up talks on stderr, so that `echo question | make -s run` leaves only the answer on stdout.
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: run test lint bench setup setup-dev clean
+.PHONY: run test lint bench bench-peers setup setup-dev clean
 
 run: setup
 	@$(BIN)/mull chat
@@ -20,8 +20,12 @@ lint: setup-dev
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
 
+# The programs in bench/requirements-peers.txt are compared with; without them mull runs alone.
 bench: setup-dev
-	@$(BIN)/python bench/decode.py
+	@for script in decode prefill longcontext rollouts quality; do \
+	  $(BIN)/python bench/$$script.py || exit 1; done
+
+bench-peers: .venv-peers/.installed
 
 setup: $(VENV)/.installed $(VENV)/.model
 setup-dev: $(VENV)/.installed-dev $(VENV)/.model
@@ -47,5 +51,11 @@ $(VENV)/.model: $(VENV)/.installed
 	@$(BIN)/mull pull smollm2-135m >&2
 	@touch $@
 
+.venv-peers/.installed: bench/requirements-peers.txt
+	@echo "mull: installing the peers, llama.cpp compiled for this processor (about ten minutes, once)" >&2
+	@$(PYTHON) -m venv .venv-peers >&2
+	@.venv-peers/bin/python -m pip --disable-pip-version-check install -qq -r $< >&2
+	@touch $@
+
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) .venv-peers build dist

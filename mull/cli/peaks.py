@@ -20,6 +20,7 @@ class Peaks:
     read_gb_per_s: float
     fp32_gflop_per_s: float
     bf16_gflop_per_s: float
+    int8_gop_per_s: float
     threads: int
 
     def best_of(self, other: Peaks) -> Peaks:
@@ -30,7 +31,8 @@ class Peaks:
     def in_words(self) -> str:
         return (
             f"{self.read_gb_per_s:.1f} GB/s read, {self.fp32_gflop_per_s:,.0f} GFLOP/s fp32, "
-            f"{self.bf16_gflop_per_s:,.0f} GFLOP/s bf16 ({self.threads} threads)"
+            f"{self.bf16_gflop_per_s:,.0f} GFLOP/s bf16, {self.int8_gop_per_s:,.0f} GOP/s int8 "
+            f"({self.threads} threads)"
         )
 
 
@@ -41,6 +43,7 @@ def measure_peaks(rounds: int = 5) -> Peaks:
             read_gb_per_s=round(read_bandwidth(rounds), 1),
             fp32_gflop_per_s=round(_matmul_rate(torch.float32, rounds), 1),
             bf16_gflop_per_s=round(_matmul_rate(torch.bfloat16, rounds), 1),
+            int8_gop_per_s=round(_int8_rate(rounds), 1),
             threads=torch.get_num_threads(),
         )
 
@@ -61,6 +64,11 @@ def read_bandwidth(rounds: int = 5) -> float:
 def _matmul_rate(dtype: torch.dtype, rounds: int, n: int = 1024) -> float:
     a, b = torch.ones(n, n, dtype=dtype), torch.ones(n, n, dtype=dtype)
     return 2 * n**3 / _best_seconds(lambda: torch.nn.functional.linear(a, b), rounds) / 1e9
+
+
+def _int8_rate(rounds: int, n: int = 1024) -> float:
+    a, b = torch.ones(n, n, dtype=torch.int8), torch.ones(n, n, dtype=torch.int8)
+    return 2 * n**3 / _best_seconds(lambda: torch._int_mm(a, b), rounds) / 1e9
 
 
 def _best_seconds(run: Callable[[], object], rounds: int) -> float:

@@ -71,19 +71,33 @@ def prefill_seconds(engine: Engine, tokens: int, seed: int) -> float:
     return time.perf_counter() - start
 
 
-def decode_seconds(engine: Engine, batch: int, steps: int, seed: int) -> float:
-    """Seconds for `steps` tokens of each of `batch` sequences, after their first one."""
+def decode_seconds(
+    engine: Engine, batch: int, steps: int, seed: int, prompt_tokens: int = PROMPT_TOKENS
+) -> float:
+    """Seconds for `steps` tokens of each of `batch` sequences, once all their prompts are computed.
+
+    While long prompts are computed step by step, those that are done already decode: at the start
+    of the clock the first ones are a few tokens ahead.
+    """
+    ahead = batch * prompt_tokens // engine.scheduler.max_batch_tokens + 1
     for i in range(batch):
-        engine.submit(_request(engine, PROMPT_TOKENS, steps + 1, seed + i))
-    engine.step()  # all the prompts: they fit into one step's tokens
-    start = time.perf_counter()
-    steps_taken = 0
-    while engine.has_work:
+        engine.submit(_request(engine, prompt_tokens, steps + ahead + 1, seed + i))
+    while not _all_decode(engine, batch):
         engine.step()
-        steps_taken += 1
+    before = engine.counters.decode_tokens
+    start = time.perf_counter()
+    for _ in range(steps):
+        engine.step()
     seconds = time.perf_counter() - start
-    assert steps_taken == steps, f"{steps_taken} steps instead of {steps}: batch was not whole"
+    decoded = engine.counters.decode_tokens - before
+    engine.cancel_all()
+    assert decoded == batch * steps, f"{decoded} tokens instead of {batch * steps}: batch not whole"
     return seconds
+
+
+def _all_decode(engine: Engine, batch: int) -> bool:
+    running = engine.scheduler.running
+    return len(running) == batch and all(seq.is_decoding for seq in running)
 
 
 def _request(engine: Engine, prompt_tokens: int, max_tokens: int, seed: int) -> Request:
