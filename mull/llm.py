@@ -21,6 +21,7 @@ from mull.engine import (
     SamplingParams,
     TokenLogprob,
     ToolCall,
+    check_mode,
     prepare,
 )
 from mull.engine import Event as EngineEvent
@@ -79,19 +80,22 @@ def load(
     threads: int | None = None,
     context: int | None = None,
     cache_tokens: int | None = None,
+    speculation: str = "auto",
     progress: Callable[[int, int], None] | None = None,
     ignore_memory: bool = False,
 ) -> LLM:
     """Load a model: a name in the store, a folder in Hugging Face layout, or a .gguf file.
 
     precision: auto (bf16 where it is fast, else fp32), fp32 or bf16. device: auto, cpu or cuda.
-    context: at most this many tokens per conversation, default the model's own. progress is called
-    with (bytes done, bytes in all). Raises WeightsError or TextError for a bad model, also when it
-    does not fit into memory, unless ignore_memory; RequestError for a bad argument.
+    context: at most this many tokens per conversation, default the model's own. speculation: auto,
+    ngram or off, whether tokens may be guessed ahead and checked; answers stay the same. progress
+    is called with (bytes done, bytes in all). Raises WeightsError or TextError for a bad model,
+    also when it does not fit into memory, unless ignore_memory; RequestError for a bad argument.
     """
     _use_threads(threads)
     if cache_tokens is not None and not _is_count(cache_tokens, 2**31 - 1):
         raise RequestError(f"cache_tokens is {cache_tokens!r}, but must be a whole number from 1")
+    check_mode(speculation)
     chosen_device = _choose_device(device)
     chosen_precision = _choose_precision(precision, chosen_device)
     files = weights.resolve(model)
@@ -111,6 +115,7 @@ def load(
         tokenizer,
         template,
         context=context,
+        speculation=check_mode(speculation),
         cache_tokens=cache_tokens,
         cache_dtype=dtype,
         available_bytes=_available_bytes(chosen_device),

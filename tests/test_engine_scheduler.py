@@ -25,7 +25,9 @@ def make_sequence(arrival: int, ids: list[int], namespace: str = "", index: int 
     return Sequence(arrival, index, arrival, Request(ids, SamplingParams(), namespace), seed=0)
 
 
-def check_ownership(blocks: BlockManager, holders: list[Sequence]) -> None:
+def check_ownership(
+    blocks: BlockManager, holders: list[Sequence], block_size: int = BLOCK_SIZE
+) -> None:
     owned = Counter(block for seq in holders for block in seq.block_table)
     for block in range(blocks.num_blocks):
         assert blocks.references[block] == owned[block]
@@ -35,7 +37,7 @@ def check_ownership(blocks: BlockManager, holders: list[Sequence]) -> None:
         assert blocks.hash_of[block] == block_hash
     for seq in holders:
         assert len(set(seq.block_table)) == len(seq.block_table)
-        assert len(seq.block_table) * BLOCK_SIZE >= seq.computed
+        assert len(seq.block_table) * block_size >= seq.computed
 
 
 class EngineOfWords(RuleBasedStateMachine):

@@ -18,6 +18,7 @@ from mull.cli.options import (
     NoThinkOption,
     PrecisionOption,
     SeedOption,
+    SpeculationOption,
     SystemOption,
     TemperatureOption,
     ThinkBudgetOption,
@@ -42,6 +43,7 @@ def ask(
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     context: ContextOption = None,
+    speculation: SpeculationOption = "auto",
     no_think: NoThinkOption = False,
     think_budget: ThinkBudgetOption = None,
     max_tokens: MaxTokensOption = None,
@@ -65,7 +67,7 @@ def ask(
     }
     check_sampling(**sampling)
     sampling |= {"thinking": "off" if no_think else "auto", "system": system}
-    llm = load(model, LoadOptions(precision, device, threads, context))
+    llm = load(model, LoadOptions(precision, device, threads, context, speculation))
     make_repeatable(llm, sampling)
     try:
         if as_json:

@@ -17,6 +17,7 @@ from mull.cli.options import (
     NoThinkOption,
     PrecisionOption,
     SeedOption,
+    SpeculationOption,
     SystemOption,
     TemperatureOption,
     ThinkBudgetOption,
@@ -39,6 +40,7 @@ def chat(
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     context: ContextOption = None,
+    speculation: SpeculationOption = "auto",
     no_think: NoThinkOption = False,
     think_budget: ThinkBudgetOption = None,
     max_tokens: MaxTokensOption = None,
@@ -51,7 +53,7 @@ def chat(
 
     With no terminal on stdin, answers each line of it and exits.
     """
-    options = LoadOptions(precision, device, threads, context)
+    options = LoadOptions(precision, device, threads, context, speculation)
     sampling: dict[str, Any] = {
         "max_tokens": max_tokens,
         "temperature": temperature,

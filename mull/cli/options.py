@@ -40,6 +40,12 @@ ThreadsOption = Annotated[
 ContextOption = Annotated[
     int | None, typer.Option(metavar="N", help="Tokens of context to make room for.")
 ]
+SpeculationOption = Annotated[
+    str,
+    typer.Option(
+        metavar="MODE", help="auto, ngram or off: guess tokens ahead where that is faster."
+    ),
+]
 NoThinkOption = Annotated[bool, typer.Option("--no-think", help="Answer without thinking.")]
 ThinkBudgetOption = Annotated[
     int | None, typer.Option(metavar="N", help="At most N tokens of thinking per answer.")
@@ -70,6 +76,7 @@ class LoadOptions:
     device: str = "auto"
     threads: int | None = None
     context: int | None = None
+    speculation: str = "auto"
 
 
 def load(model: str, options: LoadOptions) -> LLM:
@@ -86,6 +93,7 @@ def load(model: str, options: LoadOptions) -> LLM:
             device=options.device,
             threads=options.threads,
             context=options.context,
+            speculation=options.speculation,
             progress=progress,
         )
 

@@ -101,12 +101,12 @@ def _all_decode(engine: Engine, batch: int) -> bool:
 
 
 def _request(engine: Engine, prompt_tokens: int, max_tokens: int, seed: int) -> Request:
-    """Random tokens, so that no prefix is shared; greedy, never ending early."""
+    """Random tokens, so that no prefix is shared; greedy, never ending early, nothing guessed."""
     special = set(engine.tokenizer.special_ids.values())
     words = [i for i in range(min(engine.tokenizer.vocab_size, 50_000)) if i not in special]
     prompt = random.Random(seed).choices(words, k=prompt_tokens)
     sampling = SamplingParams(max_tokens=max_tokens, temperature=0.0, ignore_eos=True)
-    return Request(prompt, sampling, detect_loops=False)
+    return Request(prompt, sampling, detect_loops=False, speculate=False)
 
 
 def prefill_rate(engine: Engine, tokens: int, *, rounds: int, seed: int) -> float:

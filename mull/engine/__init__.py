@@ -13,6 +13,7 @@ from mull.engine.request import (
     Usage,
 )
 from mull.engine.runner import AsyncRequestStream, EngineRunner, RequestStream
+from mull.engine.speculation import check_mode
 
 __all__ = [
     "AsyncRequestStream",
@@ -28,5 +29,6 @@ __all__ = [
     "TokenLogprob",
     "ToolCall",
     "Usage",
+    "check_mode",
     "prepare",
 ]

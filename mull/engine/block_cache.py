@@ -72,6 +72,10 @@ class BlockManager:
         missing = self.blocks_for(seq.computed + tokens) - len(seq.block_table)
         return missing <= self.free_blocks
 
+    def room(self, seq: Sequence) -> int:
+        """Tokens beyond the computed ones that have a place, or could be given one at once."""
+        return (len(seq.block_table) + self.free_blocks) * self.block_size - seq.computed
+
     def append(self, seq: Sequence, tokens: int) -> None:
         """Grow the block table so that the next `tokens` tokens have a place."""
         for _ in range(self.blocks_for(seq.computed + tokens) - len(seq.block_table)):
@@ -115,14 +119,26 @@ class BlockManager:
     def free(self, seq: Sequence) -> None:
         # From the end: the tail of a sequence is less likely to be asked for than its beginning.
         for block in reversed(seq.block_table):
-            self.references[block] -= 1
-            if self.references[block] == 0:
-                self.free_list[block] = None
-                if self.hash_of[block] is None:
-                    self.free_list.move_to_end(block, last=False)
+            self._release(block)
         seq.block_table = array("i")
         seq.committed_blocks = 0
         seq.computed = 0
+
+    def trim(self, seq: Sequence) -> None:
+        """Give back the blocks beyond what is computed: a rejected draft was written there."""
+        kept = self.blocks_for(seq.computed)
+        if kept < len(seq.block_table):
+            for block in reversed(seq.block_table[kept:]):
+                self._release(block)
+            # Another table, as after preemption: who keeps a copy sees that blocks have changed.
+            seq.block_table = seq.block_table[:kept]
+
+    def _release(self, block: int) -> None:
+        self.references[block] -= 1
+        if self.references[block] == 0:
+            self.free_list[block] = None
+            if self.hash_of[block] is None:
+                self.free_list.move_to_end(block, last=False)
 
     def _share(self, block: int) -> None:
         if self.references[block] == 0:

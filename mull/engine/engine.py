@@ -11,6 +11,8 @@ from __future__ import annotations
 import secrets
 import time
 from dataclasses import dataclass
+from itertools import islice
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +25,7 @@ from mull.engine.request import Event, Request, TokenLogprob
 from mull.engine.sampler import sample
 from mull.engine.scheduler import Chunk, Scheduler
 from mull.engine.sequence import Sequence
+from mull.engine.speculation import Mode, Speculation
 from mull.errors import RequestError
 from mull.model.transformer import CausalLM
 from mull.text.stream import StreamParser
@@ -34,13 +37,16 @@ from mull.text.tokenizer import Tokenizer
 class Counters:
     """What the engine has done since it was made, and how full it is now.
 
-    prefill_tokens were computed; cached_tokens were found in the cache instead.
+    prefill_tokens were computed; cached_tokens were found in the cache instead. drafted_tokens were
+    guessed and checked; decode_tokens holds those of them that were accepted.
     """
 
     steps: int
     prefill_tokens: int
     decode_tokens: int
     cached_tokens: int
+    drafted_tokens: int
+    accepted_tokens: int
     preemptions: int
     evictions: int
     running: int
@@ -49,11 +55,23 @@ class Counters:
     used_blocks: int
 
 
+class Turn(NamedTuple):
+    """A sequence draws a token from logits row `row`, and one more after each token of `draft`."""
+
+    seq: Sequence
+    row: int
+    draft: list[int]
+
+    @property
+    def rows(self) -> range:
+        return range(self.row, self.row + 1 + len(self.draft))
+
+
 class Engine:
     """Not thread-safe: one thread steps it (see EngineRunner).
 
     context: tokens per sequence, prompt included. The cache's size is given in tokens or bytes, or
-    chosen (see choose_num_blocks) within half of available_bytes.
+    chosen (see choose_num_blocks) within half of available_bytes. speculation: see Speculation.
     """
 
     def __init__(
@@ -71,6 +89,7 @@ class Engine:
         max_batch_tokens: int = 512,
         max_running: int = 64,
         max_queue: int = 256,
+        speculation: Mode = "auto",
         device: torch.device | str | None = None,
     ) -> None:
         self.model = model.eval()
@@ -107,6 +126,7 @@ class Engine:
             max_running=max_running,
             max_queue=max_queue,
         )
+        self.speculation = Speculation(self.scheduler, mode=speculation)
         # Rows of the head beyond the tokenizer's vocabulary are padding: never sampled.
         self.vocabulary = min(self.config.vocab_size, tokenizer.vocab_size)
         self.ends = frozenset(tokenizer.eos_ids) | frozenset(self.config.eos_token_ids)
@@ -131,6 +151,8 @@ class Engine:
             prefill_tokens=self._prefill_tokens,
             decode_tokens=self._decode_tokens,
             cached_tokens=self._cached_tokens,
+            drafted_tokens=self.speculation.drafted,
+            accepted_tokens=self.speculation.accepted,
             preemptions=self.scheduler.preemptions,
             evictions=self.blocks.evictions,
             running=len(self.scheduler.running),
@@ -231,31 +253,41 @@ class Engine:
         chunks = self.scheduler.schedule()
         if not chunks:
             return events
-        ending = [i for i, chunk in enumerate(chunks) if chunk.reaches_end]
-        logits_BV = self._forward(chunks, ending)
+        self.speculation.propose(chunks, lambda seq: self._replies[seq].tokens_left)
+        start = time.perf_counter()
+        logits_RV = self._forward(chunks)
         self._count(chunks)
         for chunk in chunks:
             self.scheduler.computed(chunk)
-        seqs, rows = self._start_siblings([chunks[i].seq for i in ending])
-        if not seqs:
+        turns = self._turns([chunk for chunk in chunks if chunk.reaches_end])
+        if logits_RV is None:
             return events
-        assert logits_BV is not None
-        if len(seqs) > len(ending):
-            logits_BV = logits_BV[rows]
-        tokens, logprobs = sample(logits_BV, seqs)
-        for seq, token, logprob in zip(seqs, tokens, logprobs, strict=True):
-            events += self._accept(seq, token, logprob)
-            events += self._steer(seq)
+        seqs = [turn.seq for turn in turns for _ in turn.rows]
+        drafted = [turn.draft[:i] for turn in turns for i in range(len(turn.rows))]
+        if len(seqs) > len(logits_RV):
+            logits_RV = logits_RV[[row for turn in turns for row in turn.rows]]
+        tokens, logprobs = sample(logits_RV, seqs, drafted)
+        self.speculation.learn(chunks, time.perf_counter() - start)
+        drawn = iter(zip(tokens, logprobs, strict=True))
+        for turn in turns:
+            events += self._take(turn, list(islice(drawn, len(turn.rows))))
         return events
 
-    def _forward(self, chunks: list[Chunk], ending: list[int]) -> Tensor | None:
-        """Logits after the last token of the chunks that reach their sequence's end, [B, V]."""
+    def _forward(self, chunks: list[Chunk]) -> Tensor | None:
+        """Logits after the last token of the chunks that reach their sequence's end, and after
+        each token of their drafts: [R, V]."""
         paged = PagedSequences(chunks, self.cache, self._tables)
         hidden_TD = self.model(paged.ids_T, paged)
-        if not ending:
+        wanted: list[int] = []
+        end = 0
+        for chunk in chunks:
+            end += chunk.rows
+            if chunk.reaches_end:
+                wanted += range(end - len(chunk.draft) - 1, end)
+        if not wanted:
             return None
-        if len(ending) < len(hidden_TD):
-            hidden_TD = hidden_TD[paged.last_rows(ending)]
+        if len(wanted) < len(hidden_TD):
+            hidden_TD = hidden_TD[torch.tensor(wanted, device=hidden_TD.device)]
         return self.model.logits(hidden_TD)[:, : self.vocabulary]
 
     def _count(self, chunks: list[Chunk]) -> None:
@@ -266,16 +298,39 @@ class Engine:
             else:
                 self._prefill_tokens += chunk.count
 
-    def _start_siblings(self, ended: list[Sequence]) -> tuple[list[Sequence], list[int]]:
-        """All sequences to sample for, and the row of logits each of them draws from."""
-        seqs, rows = list(ended), list(range(len(ended)))
-        for row, parent in enumerate(ended):
-            if parent.siblings:
-                forked, copies = self.scheduler.fork(parent)
+    def _turns(self, ended: list[Chunk]) -> list[Turn]:
+        """Everyone who draws from the step's logits: the ended chunks' sequences, and siblings."""
+        turns: list[Turn] = []
+        siblings: list[Turn] = []
+        row = 0
+        for chunk in ended:
+            turns.append(Turn(chunk.seq, row, chunk.draft))
+            if chunk.seq.siblings:
+                forked, copies = self.scheduler.fork(chunk.seq)
                 self.cache.copy_blocks(copies)
-                seqs += forked
-                rows += [row] * len(forked)
-        return seqs, rows
+                siblings += [Turn(seq, row, []) for seq in forked]
+            row += 1 + len(chunk.draft)
+        return turns + siblings
+
+    def _take(self, turn: Turn, drawn: list[tuple[int, TokenLogprob | None]]) -> list[Event]:
+        """Append what was drawn, up to the first token that its draft had not foreseen."""
+        seq, draft = turn.seq, turn.draft
+        events: list[Event] = []
+        for i, (token, logprob) in enumerate(drawn):
+            if i:
+                self.scheduler.accepted(seq)
+            length = len(seq) + 1
+            events += self._accept(seq, token, logprob)
+            events += self._steer(seq)
+            # Over as well when the answer has ended, or its thinking was closed.
+            if draft[i : i + 1] != [token] or seq not in self._replies or len(seq) > length:
+                break
+        if draft:
+            self._decode_tokens += i
+            self.speculation.accepted += i
+            if seq in self._replies:
+                self.blocks.trim(seq)
+        return events
 
     def _accept(
         self, seq: Sequence, token: int, logprob: TokenLogprob | None, *, is_forced: bool = False
@@ -305,6 +360,7 @@ class Engine:
         """A finished or cancelled sequence leaves nothing behind."""
         self._cached_tokens += seq.cached_tokens or 0
         self.scheduler.remove(seq)
+        self.speculation.drop(seq)
         del self._replies[seq]
         siblings = self._samples[seq.request_id]
         siblings.remove(seq)

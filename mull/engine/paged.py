@@ -71,7 +71,7 @@ class PagedSequences:
         size, batch = cache.block_size, len(chunks)
         table_BM = (tables or BlockTables()).matrix([chunk.seq for chunk in chunks])
         starts_B = np.array([chunk.start for chunk in chunks])
-        counts = [chunk.count for chunk in chunks]
+        counts = [chunk.rows for chunk in chunks]
         self.is_decode = sum(counts) == batch
         if self.is_decode:
             ids_T = np.array([chunk.seq.token_ids[chunk.start] for chunk in chunks])
@@ -79,13 +79,7 @@ class PagedSequences:
             row_T, positions_T, context_B = starts_B1[:-1], starts_B, starts_B + 1
         else:
             counts_B = np.array(counts)
-            ids_T = np.array(
-                [
-                    token
-                    for chunk in chunks
-                    for token in chunk.seq.token_ids[chunk.start : chunk.start + chunk.count]
-                ]
-            )
+            ids_T = np.array([token for chunk in chunks for token in chunk.tokens])
             starts_B1 = np.zeros(batch + 1, dtype=np.int64)
             np.cumsum(counts_B, out=starts_B1[1:])
             row_T = np.repeat(np.arange(batch), counts_B)
@@ -100,10 +94,6 @@ class PagedSequences:
             )
         )
         self.block_table_BM: Tensor = table.view(table_BM.shape)
-
-    def last_rows(self, wanted_B: list[int]) -> Tensor:
-        """Rows of the last new tokens of the given sequences."""
-        return self.query_starts_B1[1:].long()[torch.tensor(wanted_B, device=self.ids_T.device)] - 1
 
     def attend(
         self, layer: int, q_THd: Tensor, k_TGd: Tensor, v_TGe: Tensor, scale: float

@@ -79,6 +79,11 @@ class Reply:
     def is_finished(self) -> bool:
         return self.finish_reason is not None
 
+    @property
+    def tokens_left(self) -> int:
+        """How many more it may have at most."""
+        return self.max_tokens - self.seq.generated
+
     def push(
         self, token_id: int, logprob: TokenLogprob | None, *, is_forced: bool = False
     ) -> list[Event]:

@@ -98,6 +98,8 @@ class Request:
     think_budget: at most this many thinking tokens; then the thinking is closed at the next
     sentence end, at the latest 10 % over. 0 closes it at once; None leaves it to the model.
     tools_offered: the prompt describes tools, so what looks like a call is one.
+    speculate: tokens may be guessed and checked, several a step, where that is faster; the answer
+    is the same either way.
     """
 
     prompt_ids: Sequence[int]
@@ -107,6 +109,7 @@ class Request:
     think_budget: int | None = None
     detect_loops: bool = True
     tools_offered: bool = False
+    speculate: bool = True
 
     def __post_init__(self) -> None:
         if len(self.prompt_ids) == 0:

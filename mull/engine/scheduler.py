@@ -8,20 +8,32 @@ again later.
 from __future__ import annotations
 
 from bisect import insort
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mull.engine.block_cache import BlockManager
 from mull.engine.sequence import Sequence
 from mull.errors import QueueFullError
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Chunk:
-    """Tokens [start, start + count) of a sequence, to be computed in this step."""
+    """Tokens [start, start + count) of a sequence, to be computed in this step.
+
+    draft: guesses at the tokens that follow, computed along to be checked.
+    """
 
     seq: Sequence
     start: int
     count: int
+    draft: list[int] = field(default_factory=list)
+
+    @property
+    def rows(self) -> int:
+        return self.count + len(self.draft)
+
+    @property
+    def tokens(self) -> list[int]:
+        return self.seq.token_ids[self.start : self.start + self.count] + self.draft
 
     @property
     def reaches_end(self) -> bool:
@@ -95,6 +107,11 @@ class Scheduler:
     def computed(self, chunk: Chunk) -> None:
         chunk.seq.computed += chunk.count
         self.blocks.commit(chunk.seq)
+
+    def accepted(self, seq: Sequence) -> None:
+        """The next token of the sequence's draft was right, so what was computed for it stands."""
+        seq.computed += 1
+        self.blocks.commit(seq)
 
     def remove(self, seq: Sequence) -> None:
         """A finished or cancelled sequence gives back all it holds, at once."""

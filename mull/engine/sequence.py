@@ -35,6 +35,7 @@ class Sequence:
         self.cached_tokens: int | None = None
         self.preemptions = 0
         self.siblings: list[Sequence] = []
+        self.speculate = request.speculate
         # Occurrences in the answer of every token seen; 0 for those of the prompt alone.
         self.seen: dict[int, int] = {}
         if self.sampling.has_penalties:
