@@ -223,7 +223,8 @@ MULL_INLINE void qkv_of_heads(const Stack& stack, const Layer& layer, const char
   product_panels(layer.qkv, normed, rows, qkv, layer.qkv.n, kStore, first * panels, last * panels);
 }
 
-// visit(row, head) for this thread's heads of qkv; whoever computes a head also rotates and caches it.
+// visit(row, head) for this thread's heads of qkv; whoever computes a head also rotates and caches
+// it. Every thread gets its share of queries and of keys and values: the latter wait for memory.
 template <class Visit>
 static void project_heads(const Stack& stack, const Layer& layer, int64_t rows, const float* x,
                           float* qkv, const Buffers& buffers, const Team& team, const Visit& visit) {
@@ -231,10 +232,13 @@ static void project_heads(const Stack& stack, const Layer& layer, int64_t rows, 
                                  buffers.normed, form_of(layer.qkv), team);
   const int64_t heads = stack.heads + 2 * stack.kv_heads;
   if (stack.head_dim % kPanel == 0 && heads >= 4 * team.size) {
-    const int64_t first = team.first(heads), last = team.last(heads);
-    qkv_of_heads(stack, layer, normed, rows, qkv, first, last);
+    const int64_t shares[2][2] = {
+        {team.first(stack.heads), team.last(stack.heads)},
+        {stack.heads + team.first(2 * stack.kv_heads), stack.heads + team.last(2 * stack.kv_heads)}};
+    for (const auto& share : shares) qkv_of_heads(stack, layer, normed, rows, qkv, share[0], share[1]);
     for (int64_t r = 0; r < rows; ++r)
-      for (int64_t head = first; head < last; ++head) visit(r, head);
+      for (const auto& share : shares)
+        for (int64_t head = share[0]; head < share[1]; ++head) visit(r, head);
   } else {
     product(layer.qkv, normed, rows, qkv, layer.qkv.n, kStore, &layer.out, team);
     team.barrier();
@@ -270,9 +274,22 @@ static Attention attention_of_layer(const Stack& stack, const Layer& layer, cons
   return a;
 }
 
+// The cache lines that this layer's keys and values go to: asked for while qkv is computed.
+static void ask_for_slots(const Stack& stack, const Step& step, int64_t index, const Team& team) {
+  const int64_t value_bytes = step.cache_kind == kFloat32 ? 4 : 2;
+  const int64_t bytes = stack.kv_heads * stack.head_dim * value_bytes;
+  for (int64_t r = team.first(step.rows); r < team.last(step.rows); ++r)
+    for (int64_t i = 0; i < bytes; i += 64) {
+      const int64_t at = step.slots[r] * bytes + i;
+      __builtin_prefetch(static_cast<const char*>(step.key_cache[index]) + at, 1, 2);
+      __builtin_prefetch(static_cast<const char*>(step.value_cache[index]) + at, 1, 2);
+    }
+}
+
 static void run_layer(const Stack& stack, int64_t index, const Step& step, float* x,
                       const Buffers& buffers, const Team& team) {
   const Layer& layer = stack.layers[index];
+  if (step.rows <= kRowBlock) ask_for_slots(stack, step, index, team);
   project_heads(stack, layer, step.rows, x, buffers.qkv, buffers, team, [&](int64_t row, int64_t head) {
     prepare_head(stack, layer, step, buffers.qkv, row, head);
     write_head(stack, layer, step, buffers.qkv, step.key_cache[index], step.value_cache[index], row,

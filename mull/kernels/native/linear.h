@@ -243,17 +243,21 @@ static void quantised_tile_of(int64_t rows, const Linear& linear, const char* x,
 }
 
 constexpr int kQuantisedTile = kAccumulators / 2;  // as many sums again are whole numbers
-// Rows of a tile. A panel alone is the rest of an odd number of them: not worth tall tiles.
-template <int P>
-constexpr int kTallest = P == 1 && kQuantisedTile / kVectors > 4 ? 4 : kQuantisedTile / (P * kVectors);
+// Rows of a tile. Bytes of a panel alone are the rest of an odd number of them: not worth tall
+// tiles. Nibbles of one panel are: the taller the tile, the less often they are unpacked.
+template <int P, Weights KIND>
+constexpr int kTallest =
+    P == 1 && KIND != kNibbles && kQuantisedTile / kVectors > 4 ? 4 : kQuantisedTile / (P * kVectors);
 constexpr int64_t kRowBlock = 128;  // rows of activations that stay in the L2 cache
 constexpr int64_t kSpreadPairs = 32;
+// Up to so many rows nibbles are unpacked for every tile anew.
+constexpr int64_t kUnpackedEachTime = kVectors == 1 ? 16 : 12;
 
 template <int P, Weights KIND>
 static void quantised_rows(const Linear& linear, const char* x, int64_t row_bytes, int64_t rows,
                            const Strip& strip, int64_t panel, int64_t first, int64_t last,
                            float* partial, const char* ahead, const Target& target) {
-  constexpr int kRows = kTallest<P>;
+  constexpr int kRows = kTallest<P, KIND>;
   const int64_t tiles = ceil_div(rows, kRows);
   for (int64_t t = 0; t < tiles; ++t) {
     const int64_t r = rows * t / tiles, count = rows * (t + 1) / tiles - r;
@@ -285,13 +289,12 @@ static __attribute__((noinline)) void spread_strip(const Linear& linear, const c
 template <int P>
 static void quantised_strip(const Linear& linear, const char* x, int64_t row_bytes, int64_t rows,
                             int64_t panel, const char* ahead, const Target& target) {
-  constexpr int kRows = kTallest<P>;
   const int64_t bytes = panel_bytes(linear), pairs = groups_of(linear.k) / 2;
   const Strip strip{static_cast<const char*>(linear.packed) + panel * bytes, bytes, nullptr, 0};
   if (linear.kind == kQ8)
     quantised_rows<P, kBytes>(linear, x, row_bytes, rows, strip, panel, 0, pairs, nullptr, ahead,
                               target);
-  else if (rows <= 2 * kRows)
+  else if (rows <= kUnpackedEachTime)
     quantised_rows<P, kNibbles>(linear, x, row_bytes, rows, strip, panel, 0, pairs, nullptr, ahead,
                                 target);
   else
@@ -305,6 +308,12 @@ MULL_INLINE void any_strip(const Linear& linear, const char* x, int64_t row_byte
     quantised_strip<P>(linear, x, row_bytes, rows, panel, ahead, target);
   else
     strip<P, FORM>(linear, x, row_bytes, rows, panel, ahead, target);
+}
+
+// Whether two panels side by side are better than one.
+MULL_INLINE bool is_wide(const Linear& linear, int64_t rows, int64_t tile) {
+  if (rows * 2 * kVectors <= tile) return true;
+  return kVectors == 1 && (linear.kind != kQ4 || rows > kUnpackedEachTime);
 }
 
 template <int FORM>
@@ -330,7 +339,7 @@ static void product_form(const Linear& linear, const char* x, int64_t row_bytes,
         for (; panel + 4 <= last; panel += 4)
           any_strip<4, FORM>(linear, xr, row_bytes, count, panel, after(panel, 4), yr);
     if constexpr (2 * kVectors <= kTile)
-      if (kVectors == 1 || count * 2 * kVectors <= kTile)
+      if (is_wide(linear, count, kTile))
         for (; panel + 2 <= last; panel += 2)
           any_strip<2, FORM>(linear, xr, row_bytes, count, panel, after(panel, 2), yr);
     for (; panel < last; ++panel)
