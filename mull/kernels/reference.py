@@ -105,13 +105,20 @@ def linear(x_MK: Tensor, weight_NK: Tensor, bias_N: Tensor | None = None) -> Ten
 
 def quantised_activations(x_MK: Tensor) -> Tensor:
     """What a q8 or q4 product makes of its activations: whole numbers from -127 to 127 times a
-    scale (largest magnitude / 127) per group of 32 inputs, as float32."""
+    scale (largest magnitude / 127, in 16 bits) per group of 32 inputs, as float32."""
     x_MGg = _groups(x_MK.float())
     top_MG1 = x_MGg.abs().amax(-1, keepdim=True)
     # A number divided by a tensor is its reciprocal times the number in torch: another rounding.
     inverse_MG1 = torch.where(top_MG1 > 0, torch.full_like(top_MG1, 127.0) / top_MG1, 0.0)
     steps_MGg = (x_MGg * inverse_MG1).round()
-    return (steps_MGg * (top_MG1 * (1.0 / 127.0))).flatten(-2)[..., : x_MK.shape[-1]]
+    scale_MG1 = _shortened(top_MG1 * (1.0 / 127.0))
+    return (steps_MGg * scale_MG1).flatten(-2)[..., : x_MK.shape[-1]]
+
+
+def _shortened(x: Tensor) -> Tensor:
+    """float32 rounded to 16 bits of mantissa: see native/quantised.h."""
+    bits = (x.contiguous().view(torch.int32) + 0x80) & ~0xFF
+    return torch.where(x.isfinite(), bits.view(torch.float32), x)
 
 
 def quantised_weights(weight_NK: Tensor, kind: str) -> Tensor:

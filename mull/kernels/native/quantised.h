@@ -3,17 +3,50 @@
 
 constexpr int64_t kGroup = 32;
 
+// Where the processor fuses multiply and add, dot products are counted from the bits of the float
+// 1.5 * 2^23: the result, read as a float, is that number plus the dot product, and one fused
+// operation takes the number away again and applies the scale. Exact, because |dot| < 2^22 and
+// scales have 16 bits, so that 1.5 * 2^23 * scale is a float.
+#if defined(__FMA__) || defined(__aarch64__)
+constexpr int32_t kStartBits = 0x4b400000;
+#else
+constexpr int32_t kStartBits = 0;
+#endif
+constexpr float kStart = 12582912.0f;
+
 // 32 activations of a row, as whole numbers from -127 to 127 times `scale`.
 struct Group {
   int8_t values[kGroup];
   float scale;
-  float total;     // scale * sum of the values: what the minimums of q4 weights are multiplied by
-  int32_t offset;  // -128 * sum of the values: undoes the zero point of q8 weights
-  int32_t unused;
+  float start_scale;  // -kStart * scale
+  float total;        // scale * sum of the values: what minimums of q4 weights are multiplied by
+  int32_t start;      // kStartBits - 128 * sum of the values: undoes the zero point of q8 weights
 };
+
+// dot * scale, rounded once.
+MULL_INLINE vf scaled(vi dots, const Group& group) {
+#if defined(__FMA__) && MULL_VECTOR_BYTES == 64
+  return (vf)_mm512_fmadd_ps((__m512)dots, (__m512)splat(group.scale), (__m512)splat(group.start_scale));
+#elif defined(__FMA__) && MULL_VECTOR_BYTES == 32
+  return (vf)_mm256_fmadd_ps((__m256)dots, (__m256)splat(group.scale), (__m256)splat(group.start_scale));
+#elif defined(__aarch64__)
+  return (vf)vfmaq_f32((float32x4_t)splat(group.start_scale), (float32x4_t)dots, (float32x4_t)splat(group.scale));
+#else
+  return to_float(dots) * group.scale;
+#endif
+}
 
 MULL_INLINE int64_t groups_of(int64_t k) { return round_up(k, 2 * kGroup) / kGroup; }
 MULL_INLINE int64_t pair_bytes(int32_t kind) { return kind == kQ8 ? 64 + 1024 : 128 + 512; }
+
+// Rounded to 16 bits.
+MULL_INLINE float shortened(float x) {
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, 4);
+  if (x - x == 0.0f) bits = (bits + 0x80u) & 0xffffff00u;
+  __builtin_memcpy(&x, &bits, 4);
+  return x;
+}
 
 // NaN and infinity in a group make its scale NaN or infinite, and so every product with it.
 MULL_INLINE void quantise_group(const float* x, Group* group) {
@@ -39,10 +72,10 @@ MULL_INLINE void quantise_group(const float* x, Group* group) {
     sums += whole;
   }
   const int32_t total = sum(sums);
-  group->scale = top * (1.0f / 127.0f);
+  group->scale = shortened(top * (1.0f / 127.0f));
+  group->start_scale = -kStart * group->scale;
   group->total = group->scale * static_cast<float>(total);
-  group->offset = -128 * total;
-  group->unused = 0;
+  group->start = kStartBits - 128 * total;
 }
 
 // Values [first, first + count) of a row, `first` a multiple of 32; the last group is filled up
@@ -82,7 +115,7 @@ MULL_INLINE void group_dots(vi (&dots)[M][P * kVectors], const Group* const (&ro
                             const char* const (&weights)[P], int half) {
 #pragma GCC unroll 24
   for (int m = 0; m < M; ++m) {
-    const vi start = KIND == kBytes && kOffsetBytes ? splat(rows[m]->offset) : vi{};
+    const vi start = splat(KIND == kBytes && kOffsetBytes ? rows[m]->start : kStartBits);
 #pragma GCC unroll 8
     for (int j = 0; j < P * kVectors; ++j) dots[m][j] = start;
   }
@@ -139,7 +172,7 @@ MULL_INLINE void add_pair(vf (&acc)[M][P * kVectors], const Group* const (&rows)
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
       for (int j = 0; j < P * kVectors; ++j)
-        acc[m][j] += to_float(dots[m][j]) * groups[m]->scale * scales[j];
+        acc[m][j] += scaled(dots[m][j], *groups[m]) * scales[j];
     if constexpr (KIND != kBytes) {
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p)
