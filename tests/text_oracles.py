@@ -13,20 +13,21 @@ from llama_cpp_py_sync._cffi_bindings import get_ffi
 ffi = get_ffi()
 
 
-def _library() -> Any:
+def _library() -> tuple[Path, Any]:
     """The first build of llama.cpp this system can load; one package's needs a recent glibc."""
     why = []
     for package, file in (("llama_cpp_py_sync", "libllama.so"), ("xllamacpp", "xllamacpp.abi3.so")):
         spec = find_spec(package)
         if spec is not None and spec.origin is not None:
+            path = Path(spec.origin).parent / file
             try:
-                return ffi.dlopen(str(Path(spec.origin).parent / file))
+                return path, ffi.dlopen(str(path))
             except OSError as error:
                 why.append(f"{package}: {error}")
     raise RuntimeError(f"no build of llama.cpp loads here: {'; '.join(why)}")
 
 
-lib = _library()
+lib_path, lib = _library()
 
 
 @ffi.callback("void(enum ggml_log_level, const char *, void *)")

@@ -336,34 +336,61 @@ def write_gguf(
     return path
 
 
+class LlamaModel:
+    """A GGUF file run by llama.cpp itself on token ids: one thread, float32 cache, no flash."""
+
+    def __init__(self, path: Path) -> None:
+        from text_oracles import _silent, ffi, lib
+
+        self.ffi, self.lib = ffi, lib
+        lib.llama_log_set(_silent, ffi.NULL)
+        lib.llama_backend_init()
+        params = lib.llama_model_default_params()
+        params.n_gpu_layers = 0
+        self.model = lib.llama_model_load_from_file(str(path).encode(), params)
+        assert self.model != ffi.NULL, "llama.cpp refused the file"
+        context_params = lib.llama_context_default_params()
+        context_params.n_ctx = context_params.n_batch = context_params.n_ubatch = 512
+        context_params.n_threads = context_params.n_threads_batch = 1
+        context_params.type_k = context_params.type_v = 0  # float32
+        context_params.flash_attn_type = 0  # it would round queries to float16
+        self.context = lib.llama_init_from_model(self.model, context_params)
+        assert self.context != ffi.NULL
+        self.width = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(self.model))
+        self.position = 0
+
+    def logits(self, ids: list[int]) -> torch.Tensor:
+        """float32 [T, V] of these tokens, which follow those given before."""
+        batch = self.lib.llama_batch_init(len(ids), 0, 1)
+        batch.n_tokens = len(ids)
+        for i, token in enumerate(ids):
+            batch.token[i], batch.pos[i] = token, self.position + i
+            batch.n_seq_id[i] = batch.logits[i] = 1
+            batch.seq_id[i][0] = 0
+        assert self.lib.llama_decode(self.context, batch) == 0
+        self.position += len(ids)
+        pointers = [self.lib.llama_get_logits_ith(self.context, i) for i in range(len(ids))]
+        size = self.width * 4
+        rows = [np.frombuffer(self.ffi.buffer(row, size), np.float32) for row in pointers]
+        found = torch.from_numpy(np.stack(rows))
+        self.lib.llama_batch_free(batch)
+        return found
+
+    def greedy(self, prompt: list[int], count: int) -> list[int]:
+        """The next `count` tokens, each the likeliest, one decode step after another."""
+        picked = [int(self.logits(prompt)[-1].argmax())]
+        while len(picked) < count:
+            picked.append(int(self.logits(picked[-1:])[0].argmax()))
+        return picked
+
+    def close(self) -> None:
+        self.lib.llama_free(self.context)
+        self.lib.llama_model_free(self.model)
+
+
 def llama_cpp_logits(path: Path, ids: list[int]) -> torch.Tensor:
     """float32 [T, V] of llama.cpp itself, with a float32 cache."""
-    from text_oracles import ffi, lib
-
-    lib.llama_backend_init()
-    params = lib.llama_model_default_params()
-    params.n_gpu_layers = 0
-    model = lib.llama_model_load_from_file(str(path).encode(), params)
-    assert model != ffi.NULL, "llama.cpp refused the file"
-    context_params = lib.llama_context_default_params()
-    context_params.n_ctx = context_params.n_batch = context_params.n_ubatch = 512
-    context_params.n_threads = context_params.n_threads_batch = 1
-    context_params.type_k = context_params.type_v = 0  # float32
-    context = lib.llama_init_from_model(model, context_params)
-    assert context != ffi.NULL
-    batch = lib.llama_batch_init(len(ids), 0, 1)
-    batch.n_tokens = len(ids)
-    for i, token in enumerate(ids):
-        batch.token[i], batch.pos[i], batch.n_seq_id[i], batch.logits[i] = token, i, 1, 1
-        batch.seq_id[i][0] = 0
-    assert lib.llama_decode(context, batch) == 0
-    width = lib.llama_vocab_n_tokens(lib.llama_model_get_vocab(model))
-    rows = [
-        np.frombuffer(ffi.buffer(lib.llama_get_logits_ith(context, i), width * 4), np.float32)
-        for i in range(len(ids))
-    ]
-    logits = torch.from_numpy(np.stack(rows))
-    lib.llama_batch_free(batch)
-    lib.llama_free(context)
-    lib.llama_model_free(model)
+    model = LlamaModel(path)
+    logits = model.logits(ids)
+    model.close()
     return logits

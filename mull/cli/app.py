@@ -19,6 +19,7 @@ from mull.cli.ask import ask
 from mull.cli.bench import bench
 from mull.cli.chat import chat
 from mull.cli.doctor import doctor
+from mull.cli.export import export
 from mull.cli.models import models
 from mull.cli.pull import pull
 from mull.cli.rm import rm
@@ -34,7 +35,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for verb in (chat, ask, pull, models, show, rm, bench, doctor):
+for verb in (chat, ask, pull, models, show, rm, export, bench, doctor):
     app.command()(verb)
 
 # typer exports one usage error only; all of them share its base class.

@@ -1,5 +1,7 @@
 """Text in and out: tokenizers, chat templates, and the parser of what a model streams."""
 
+from .gguf_tokenizer import gguf_tokenizer
+from .hf_tokenizer import hf_tokenizer_files
 from .prompt import RenderedPrompt
 from .stream import Piece, StreamDecoder, StreamParser, sentence_end
 from .templates import ChatTemplate, RecommendedSampling
@@ -13,5 +15,7 @@ __all__ = [
     "StreamDecoder",
     "StreamParser",
     "Tokenizer",
+    "gguf_tokenizer",
+    "hf_tokenizer_files",
     "sentence_end",
 ]

@@ -25,7 +25,7 @@ def read(folder: Path) -> tuple[Vocabulary, BackendTokenizer, str | None]:
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise TextError(f"no tokenizer.json in {folder}: copy it there from where the model is")
-    data = _json(path)
+    data = read_json(path)
     model = data.get("model")
     if not isinstance(model, dict) or not isinstance(data.get("added_tokens", []), list):
         raise TextError(f"{path} is not a tokenizer of the `tokenizers` package")
@@ -52,6 +52,19 @@ def read(folder: Path) -> tuple[Vocabulary, BackendTokenizer, str | None]:
         flag is True or (flag is None and _prepends(data.get("post_processor"), bos))
     )
     return vocabulary, plain, _template(folder, config)
+
+
+def special_tokens(folder: Path) -> dict[str, str]:
+    """Texts of the tokens that the small files name: bos, eos, unk, pad."""
+    config = _optional_json(folder / "tokenizer_config.json")
+    special_map = _optional_json(folder / "special_tokens_map.json")
+    found: dict[str, str] = {}
+    for name in ("bos", "eos", "unk", "pad"):
+        for source in (config, special_map):
+            text = _token_text(source.get(f"{name}_token"))
+            if text is not None:
+                found.setdefault(name, text)
+    return found
 
 
 def _texts(model: dict[str, Any], added: list[Any], path: Path) -> list[str]:
@@ -180,7 +193,8 @@ def _read(path: Path) -> str:
         raise TextError(f"{path} cannot be read as text: {type(error).__name__}") from error
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file nobody vouches for; TextError where there is none."""
     try:
         data = json.loads(_read(path))
     except (ValueError, RecursionError) as error:
@@ -191,4 +205,4 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _optional_json(path: Path) -> dict[str, Any]:
-    return _json(path) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}

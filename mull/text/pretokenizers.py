@@ -8,7 +8,7 @@ tokens the model has never seen.
 
 from dataclasses import dataclass
 
-from tokenizers import Regex, pre_tokenizers
+from tokenizers import Regex, Tokenizer, pre_tokenizers
 
 from ..errors import TextError
 
@@ -79,6 +79,22 @@ _BY_NAME = {
     ),
 }
 
+# Texts that no two of these rules cut alike, in forms that Unicode normalisation C leaves alone.
+# Left out is what files and llama.cpp disagree on: case folding beyond ASCII, exotic spaces.
+_PROBES = (
+    "Hello world  it's I'LL we've  don't 'tis x's'' y'all'd've theydo'dlike THEY'REHERE",
+    "a1b22c333d4444e55555 3.14159 1,000,000 2024-01-31 ½ ² Ⅷ ٣٤٥ १२३",
+    "  \n\n\n \t\t x\r\n\r\ny \n z   \n",
+    "tail   ",
+    "def f(x):\n    return {'k': \"v\"}[x] ** 2 != a_b;\n#include <x>// c\n\n$HOME=<b>^~`|+",
+    '(a) [b] _c -d /e @f %g &h !!! ... ?? ;; --- ==\n\n** .x .Y "q" #1',
+    "CamelCaseWord HTTPServer iPhone ÉCOLE Straße naïve don't",
+    "привет ДОМ Ωmega ქართული Հայերեն ሰላም العَرَبِيَّة עִבְרִית",
+    "你好，世界。「深度求索」〇 日本語カタカナひらがな 한국어 안녕하세요 ㄱㄴㄷ ไทย กำ",
+    "क्षि नमस्ते மொழி ខ្មែរ x\u0308\u0323y e\u0329z",
+    "👍🏽 ❤️ 🇰🇷 → ± € £5 — “q” «r» … ✓✓ ﬁ ①",
+)
+
 
 def pre_tokenizer(name: str) -> PreTokenizer:
     """The cuts a GGUF file means by `name`; TextError when we do not know them."""
@@ -90,6 +106,35 @@ def pre_tokenizer(name: str) -> PreTokenizer:
             f"tokenised faithfully; known are {known}"
         )
     return found
+
+
+def name_of(backend: Tokenizer, *, ignore_merges: bool) -> str | None:
+    """The name of the rules that a tokenizer cuts by, found by trying; None for rules we lack.
+
+    The same rule is written in many ways (named groups, other orders, built-in classes), so texts
+    are cut with both instead of comparing expressions.
+    """
+    wanted = [words(backend, text) for text in _PROBES]
+    for name, pre in _BY_NAME.items():
+        if pre.ignore_merges == ignore_merges:
+            cuts = build(pre)
+            if [[word for word, _ in cuts.pre_tokenize_str(text)] for text in _PROBES] == wanted:
+                return name
+    return None
+
+
+def words(backend: Tokenizer, text: str) -> list[str]:
+    """What a tokenizer makes of `text` before it merges: normalised, and cut."""
+    if backend.normalizer is not None:
+        text = backend.normalizer.normalize_str(text)
+    if backend.pre_tokenizer is None:
+        return [text]
+    return [word for word, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
+
+
+def is_byte_level(backend: Tokenizer) -> bool:
+    """Whether tokens are written in the byte-level alphabet, not as text."""
+    return "ByteLevel" in repr(backend.decoder) + repr(backend.pre_tokenizer)
 
 
 def build(pre: PreTokenizer) -> pre_tokenizers.PreTokenizer:

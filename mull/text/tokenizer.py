@@ -13,7 +13,7 @@ from typing import Any
 from tokenizers import Tokenizer as BackendTokenizer
 
 from ..errors import TextError
-from . import gguf_vocabulary, hf_vocabulary
+from . import gguf_vocabulary, hf_vocabulary, pretokenizers
 from .sentencepiece import SentencePieces, byte_value
 from .vocabulary import BYTE_OF_CHAR, SURROGATE, Kind, Vocabulary, is_unicode
 
@@ -220,4 +220,4 @@ def _without_surrogates(text: str) -> str:
 
 def _writes_spaces_as_blocks(bpe: BackendTokenizer | None) -> bool:
     """Whether tokens are text with U+2581 for the space, not the byte-level alphabet."""
-    return bpe is None or "ByteLevel" not in repr(bpe.decoder) + repr(bpe.pre_tokenizer)
+    return bpe is None or not pretokenizers.is_byte_level(bpe)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mull.weights.description import describe, verify
     from mull.weights.files import ModelFiles
     from mull.weights.gguf_export import export_gguf, save_gguf
-    from mull.weights.loader import load_config, load_model, tokenizer_source
+    from mull.weights.loader import holds_mtp, load_config, load_model, tokenizer_source
     from mull.weights.memory import available_memory, fits, refuse_unless_fits
     from mull.weights.pulling import pull
     from mull.weights.save import save_folder
@@ -28,6 +28,7 @@ _HOME = {
     "ModelFiles": "files",
     "export_gguf": "gguf_export",
     "save_gguf": "gguf_export",
+    "holds_mtp": "loader",
     "load_config": "loader",
     "load_model": "loader",
     "tokenizer_source": "loader",
@@ -48,6 +49,7 @@ __all__ = [
     "describe",
     "export_gguf",
     "fits",
+    "holds_mtp",
     "list_models",
     "load_catalog",
     "load_config",

@@ -57,8 +57,12 @@ def _refuse_what_llama_cpp_lacks(config: ModelConfig) -> None:
         "biases in its MLP": config.mlp_bias and config.model_type != "llama",
         "a router in every other layer (moe_layer_freq)": config.is_moe
         and config.moe_layer_freq != 1,
+        "experts but no shared one": config.is_moe and config.n_shared_experts == 0,
+        "linear rope scaling": kind == "linear" and config.is_mla,
         "llama3's rope scaling": kind == "llama3" and config.model_type != "llama",
         "YaRN with truncate = false": kind == "yarn" and not scaling["truncate"],
+        "YaRN with betas other than 32 and 1": kind == "yarn"
+        and (scaling["beta_fast"], scaling["beta_slow"]) != (32.0, 1.0),
     }
     for what, is_so in lacks.items():
         if is_so:
@@ -95,6 +99,7 @@ def _routing(config: ModelConfig) -> dict[str, Any]:
         # llama.cpp asks for the keys of the experts all the same.
         return {
             "leading_dense_block_count": config.num_hidden_layers,
+            "expert_shared_count": 0,
             "expert_feed_forward_length": config.moe_intermediate_size or config.intermediate_size,
             "expert_gating_func": GATING_SIGMOID
             if config.model_type == "deepseek_v3"
@@ -127,8 +132,6 @@ def _rope_scaling(config: ModelConfig) -> dict[str, Any]:
     return {
         **values,
         "rope.scaling.original_context_length": scaling["original_max_position_embeddings"],
-        "rope.scaling.yarn_beta_fast": scaling["beta_fast"],
-        "rope.scaling.yarn_beta_slow": scaling["beta_slow"],
         **(_latent_magnitude if config.is_mla else _magnitude)(scaling),
     }
 

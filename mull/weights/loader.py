@@ -76,6 +76,13 @@ def open_checked(files: ModelFiles) -> tuple[ModelConfig, dict[str, TensorSource
     return config, {name: sources[name] for name in _checked_slots(files.path, model, sources)}
 
 
+def holds_mtp(files: ModelFiles) -> bool:
+    """Whether the files hold multi-token-prediction modules, which `load_model` loads on demand."""
+    config, sources = _open(files)
+    prefix = f"model.layers.{config.num_hidden_layers}."
+    return config.has_mtp and any(name.startswith(prefix) for name in sources)
+
+
 def tokenizer_source(files: ModelFiles) -> Path | dict[str, Any]:
     """What text/ makes a tokenizer of: the folder (it has a tokenizer.json), or GGUF metadata."""
     if files.kind == "gguf":

@@ -11,7 +11,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -68,13 +68,14 @@ def save_folder(
     *,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-    tokenizer_files: Path | Sequence[Path] | None = None,
+    tokenizer_files: Path | Sequence[Path] | Mapping[str, str] | None = None,
     fp8_blocks: bool = False,
 ) -> None:
     """Write config.json, generation_config.json, the weights and the tokenizer's files to `path`.
 
     dtype: float32, float16 or bfloat16; None keeps the embedding's. tokenizer_files: a folder to
-    take them from, or the files. fp8_blocks: projections as e4m3 with 128x128 block scales.
+    take them from, the files, or their texts by name. fp8_blocks: projections as e4m3 with 128x128
+    block scales.
     Raises WeightsError when `path` holds something already or the disk refuses; nothing half
     written is left behind.
     """
@@ -209,8 +210,14 @@ def _write_configs(model: CausalLM, folder: Path, dtype: torch.dtype, fp8_blocks
     _write_json(folder / "generation_config.json", generation)
 
 
-def _copy_tokenizer(source: Path | Iterable[Path] | None, folder: Path) -> None:
+def _copy_tokenizer(source: Path | Iterable[Path] | Mapping[str, str] | None, folder: Path) -> None:
     if source is None:
+        return
+    if isinstance(source, Mapping):
+        for name, text in source.items():
+            with (folder / name).open("xb") as target:
+                target.write(text.encode())
+                _flush(target)
         return
     files: Iterable[Path] = source if not isinstance(source, Path) else [source]
     if isinstance(source, Path) and source.is_dir():
