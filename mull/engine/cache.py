@@ -5,6 +5,9 @@ N blocks · S slots of a block · G key heads · d head width · c latent width
 
 from __future__ import annotations
 
+import mmap
+from contextlib import suppress
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -90,6 +93,10 @@ def choose_num_blocks(
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    # numpy's zeros are untouched pages: a large cache costs memory only as far as it is used.
-    size = int(np.prod(shape)) * dtype.itemsize
-    return torch.from_numpy(np.zeros(size, dtype=np.uint8)).view(dtype).view(shape)
+    # Untouched pages: a large cache costs memory only as far as it is used. Huge ones where the
+    # system has them: the first use of every small page costs a decode step about a microsecond.
+    memory = mmap.mmap(-1, int(np.prod(shape)) * dtype.itemsize)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with suppress(OSError):  # a kernel built without them
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(memory, dtype=dtype).view(shape)

@@ -274,15 +274,17 @@ static Attention attention_of_layer(const Stack& stack, const Layer& layer, cons
   return a;
 }
 
-// The cache lines that this layer's keys and values go to: asked for while qkv is computed.
+// The cache lines that this thread's keys and values will go to: asked for while it computes them.
 static void ask_for_slots(const Stack& stack, const Step& step, int64_t index, const Team& team) {
-  const int64_t value_bytes = step.cache_kind == kFloat32 ? 4 : 2;
-  const int64_t bytes = stack.kv_heads * stack.head_dim * value_bytes;
-  for (int64_t r = team.first(step.rows); r < team.last(step.rows); ++r)
-    for (int64_t i = 0; i < bytes; i += 64) {
-      const int64_t at = step.slots[r] * bytes + i;
-      __builtin_prefetch(static_cast<const char*>(step.key_cache[index]) + at, 1, 2);
-      __builtin_prefetch(static_cast<const char*>(step.value_cache[index]) + at, 1, 2);
+  const int64_t head_bytes = stack.head_dim * (step.cache_kind == kFloat32 ? 4 : 2);
+  for (int64_t r = 0; r < step.rows; ++r)
+    for (int64_t i = team.first(2 * stack.kv_heads); i < team.last(2 * stack.kv_heads); ++i) {
+      const bool is_key = i < stack.kv_heads;
+      const char* cache = static_cast<const char*>(
+          is_key ? step.key_cache[index] : step.value_cache[index]);
+      const int64_t head = step.slots[r] * stack.kv_heads + (is_key ? i : i - stack.kv_heads);
+      for (int64_t byte = 0; byte < head_bytes; byte += 64)
+        __builtin_prefetch(cache + head * head_bytes + byte, 1, 2);
     }
 }
 
