@@ -59,7 +59,14 @@ struct Stack {
   float scale;
 };
 
-// One forward pass of `rows` tokens. key_cache[layer] -> [num_blocks, block_size, kv_heads, head_dim].
+// What a cache holds. float32 and bfloat16: [num_blocks, block_size, kv_heads, width]. int8: see
+// int8_cache.h.
+enum CacheKind : int32_t { kCacheFloat32 = 0, kCacheBFloat16 = 1, kCacheInt8 = 2 };
+
+// What the rows of an int8 cache are; each has a layout of its own.
+enum CacheRole : int32_t { kKeys = 0, kValues = 1, kLatents = 2 };
+
+// One forward pass of `rows` tokens, its keys and values written to key_cache[layer], value_cache[layer].
 struct Step {
   const float* cos;  // [rows, head_dim / 2]
   const float* sin;
@@ -145,6 +152,22 @@ struct Attention {
   float scale;
   int32_t cache_kind;
   int32_t out_form;  // Form, see simd.h
+  int32_t is_latent;  // int8: key and value are one cache of latents
+};
+
+// Rows [count, heads, width] to be quantised into an int8 cache. Of a latent the first value_width
+// numbers are the value.
+struct CacheRows {
+  void* cache;
+  const float* rows;
+  const int32_t* slots;  // [count]
+  int64_t count;
+  int64_t num_slots;
+  int64_t block_size;
+  int64_t heads;
+  int64_t width;
+  int64_t value_width;
+  int32_t role;
   int32_t unused;
 };
 
@@ -192,6 +215,7 @@ struct Variant {
   void (*linear)(const Linear*, const float* x, int64_t rows, float* y, char* scratch, const Team&);
   size_t (*attention_scratch)(const Attention*, int threads);
   void (*attention)(const Attention*, int64_t* taken, char* scratch, const Team&);
+  void (*write_int8)(const CacheRows*, const Team&);
   size_t (*stack_scratch)(const Stack*, const Step*, int threads);
   void (*stack)(const Stack*, const Step*, float* x, char* scratch, const Team&);
   void (*attention_inputs)(const Stack*, int64_t layer, const Step*, const float* x, float* qkv,

@@ -129,9 +129,9 @@ Runtime g_runtime;
 
 MULL_EXPORT void mull_sizes(int64_t* sizes) {
   const size_t all[] = {sizeof(Linear), sizeof(Layer), sizeof(Paging),
-                        sizeof(Stack),  sizeof(Step),  sizeof(Attention),
+                        sizeof(Stack),  sizeof(Step),  sizeof(Attention), sizeof(CacheRows),
                         sizeof(Routing), sizeof(LatentLayer), sizeof(LatentStack)};
-  for (int i = 0; i < 9; ++i) sizes[i] = static_cast<int64_t>(all[i]);
+  for (int i = 0; i < 10; ++i) sizes[i] = static_cast<int64_t>(all[i]);
 }
 
 MULL_EXPORT void mull_set_runtime(Parallel parallel, Number thread_number, Number team_size) {
@@ -184,6 +184,12 @@ MULL_EXPORT int32_t mull_write_cache(void* cache, int32_t kind, int64_t num_slot
       for (int64_t i = 0; i < width; ++i) to[i] = narrow(from[i]);
     }
   }
+  return kOk;
+}
+
+MULL_EXPORT int32_t mull_write_int8(const CacheRows* rows, int32_t threads) {
+  if (int32_t status = check_slots(rows->slots, rows->count, rows->num_slots)) return status;
+  run_team(threads, [&](const Team& team) { g_variant->write_int8(rows, team); });
   return kOk;
 }
 

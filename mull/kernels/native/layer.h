@@ -97,7 +97,10 @@ static void write_head(const Stack& stack, const Layer& layer, const Step& step,
   const float* from = qkv + row * layer.qkv.n + head * stack.head_dim;
   const int64_t at = (step.slots[row] * stack.kv_heads + kv_head) * stack.head_dim;
   void* cache = is_key ? keys : values;
-  if (step.cache_kind == kFloat32)
+  if (step.cache_kind == kCacheInt8)
+    quantise_head(from, stack.head_dim, cache, is_key, step.slots[row], step.paging.block_size,
+                  stack.kv_heads, kv_head);
+  else if (step.cache_kind == kCacheFloat32)
     cache_head(from, stack.head_dim, static_cast<float*>(cache) + at);
   else
     cache_head(from, stack.head_dim, static_cast<uint16_t*>(cache) + at);

@@ -16,6 +16,14 @@ namespace {
 
 #include "linear.h"
 
+#include "int8_cache.h"
+
+#include "attention_parts.h"
+
+#include "attention_float.h"
+
+#include "attention_int8.h"
+
 #include "attention.h"
 
 #include "layer.h"
@@ -39,7 +47,7 @@ const Variant* MULL_TABLE(MULL_VARIANT)() {
   using namespace MULL_VARIANT;
   static const Variant table = {
       MULL_NAME(MULL_VARIANT), linear_scratch, linear_team,      attention_scratch, attention_team,
-      stack_scratch,           stack_team,     attention_inputs, attention_outputs,
+      write_int8,              stack_scratch,  stack_team,       attention_inputs,  attention_outputs,
       latent_scratch,          latent_team,
   };
   return &table;

@@ -1,0 +1,254 @@
+// Attention over an int8 cache, see int8_cache.h. Queries are quantised like keys, softmax weights
+// times the value's scale to 8 bits without sign per chunk of keys. Dot products are exact whole
+// numbers; what is float32 runs per row in one order.
+
+constexpr int64_t kChunkKeys = 64;  // keys whose weights share a scale
+constexpr int64_t kChunks = kSplit / kChunkKeys;
+constexpr int64_t kSplitPages = kSplit / kPage;
+constexpr int kAcross = 4;  // vectors of keys, or of value channels, worked on together
+// Rows of a register tile.
+constexpr int kRegisterRows = MULL_VECTOR_BYTES == 64 ? 6 : 2;
+
+struct Int8Scratch {
+  Parts parts;
+  int8_t* q;            // [rows, key_dim]
+  float* q_scales;      // [rows]: of scores in units of log 2
+  int32_t* q_offsets;   // [rows]: what the zero point of the keys is undone by
+  float* scores;        // [rows, kSplit]
+  uint8_t* weights;     // [rows, kSplit]
+  float* chunk_scales;  // [rows, kChunks]
+  float* turned;        // [key_dim]
+  const char** keys;    // [kSplitPages]
+  const char** values;
+};
+
+// The pages of one head over keys [first, end); the rest repeats the last, so that it can be read.
+static void find_pages(const Attention& a, const AttentionTile& tile, const void* cache,
+                       int64_t bytes, int64_t first, int64_t end, const char** pages) {
+  const int32_t* table = a.paging.block_table + tile.b * a.paging.blocks_per_sequence;
+  const int64_t size = a.paging.block_size;
+  const int64_t count = ceil_div(end - first, kPage);
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t key = first + i * kPage, block = table[key / size];
+    pages[i] = static_cast<const char*>(cache) +
+               page_index(block, key % size, size, a.kv_heads, tile.kv_head) * bytes;
+  }
+  for (int64_t i = count; i < kSplitPages; ++i) pages[i] = pages[count - 1];
+}
+
+MULL_INLINE void ask_for_page(const char* page, int64_t bytes) {
+  for (int64_t i = 0; i < bytes; i += 64) __builtin_prefetch(page + i, 0, 2);
+}
+
+// scores[r][0 .. kAcross * W) of ROWS queries.
+template <int ROWS>
+static void score_pages(const Int8Scratch& s, int64_t first_row, int64_t dim, const char* const* pages,
+                        float* scores) {
+  vi acc[ROWS][kAcross];
+  const char* keys[kAcross];
+#pragma GCC unroll 4
+  for (int v = 0; v < kAcross; ++v) keys[v] = pages[v * W / kPage] + v * W % kPage * 4;
+  const int8_t* q = s.q + first_row * dim;
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kAcross; ++v)
+      acc[r][v] = kOffsetBytes ? splat(s.q_offsets[first_row + r]) : vi{};
+  for (int64_t i = 0; i < dim; i += 4) {
+    vi key[kAcross];
+#pragma GCC unroll 4
+    for (int v = 0; v < kAcross; ++v) key[v] = ready_bytes(load_ints(keys[v] + i * kPage));
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) {
+      const vi query = splat_quad(q + r * dim + i);
+#pragma GCC unroll 4
+      for (int v = 0; v < kAcross; ++v) acc[r][v] = dot4_bytes(acc[r][v], key[v], query);
+    }
+  }
+#pragma GCC unroll 4
+  for (int v = 0; v < kAcross; ++v) {
+    const vf scale = load(reinterpret_cast<const float*>(keys[v] + dim * kPage));
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r)
+      store(scores + r * kSplit + v * W,
+            to_float(acc[r][v]) * (scale * s.q_scales[first_row + r]));
+  }
+}
+
+// out[r][at ..] += the values of one chunk's first `quads` quads of tokens, weighed, for ROWS rows
+// and VECTORS vectors of channels.
+template <int ROWS, int VECTORS>
+static void weigh_pages(const Int8Scratch& s, int64_t first_row, int64_t chunk, int64_t quads,
+                        int64_t dim, int64_t at) {
+  vi acc[ROWS][VECTORS];
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) acc[r][v] = vi{};
+  const uint8_t* weights = s.weights + first_row * kSplit + chunk * kChunkKeys;
+  const char* const* pages = s.values + chunk * kChunkKeys / kPage;
+  for (int64_t quad = 0; quad < quads; ++quad) {
+    const char* from = pages[quad / 4] + (quad % 4 * dim + at) * 4;
+    vi value[VECTORS];
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v) value[v] = load_ints(from + v * W * 4);
+#pragma GCC unroll 8
+    for (int r = 0; r < ROWS; ++r) {
+      const vi weight = splat_quad(weights + r * kSplit + quad * 4);
+#pragma GCC unroll 4
+      for (int v = 0; v < VECTORS; ++v) acc[r][v] = dot4_unsigned(acc[r][v], weight, value[v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < ROWS; ++r) {
+    float* out = s.parts.part + (first_row + r) * wide(dim) + at;
+    const float scale = s.chunk_scales[(first_row + r) * kChunks + chunk];
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; ++v)
+      store(out + v * W, load(out + v * W) + to_float(acc[r][v]) * scale);
+  }
+}
+
+template <int ROWS>
+static void weigh_chunk_rows(const Int8Scratch& s, int64_t first_row, int64_t chunk, int64_t quads,
+                             int64_t dim) {
+  int64_t at = 0;
+  for (; at + kAcross * W <= dim; at += kAcross * W)
+    weigh_pages<ROWS, kAcross>(s, first_row, chunk, quads, dim, at);
+  for (; at < dim; at += W) weigh_pages<ROWS, 1>(s, first_row, chunk, quads, dim, at);
+}
+
+template <int N>
+struct Rows {
+  static constexpr int count = N;
+};
+
+// work(Rows<height>, first row) for tiles of nearly equal height.
+template <int MOST, class Work>
+MULL_INLINE void by_register_tiles(int64_t rows, const Work& work) {
+  const int64_t tiles = ceil_div(rows, MOST);
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t r = rows * t / tiles, count = rows * (t + 1) / tiles - r;
+    switch (count) {
+      case 1: work(Rows<1>{}, r); break;
+      case 2: work(Rows<2>{}, r); break;
+      case 3: if constexpr (MOST >= 3) work(Rows<3>{}, r); break;
+      case 4: if constexpr (MOST >= 4) work(Rows<4>{}, r); break;
+      case 5: if constexpr (MOST >= 5) work(Rows<5>{}, r); break;
+      default: if constexpr (MOST >= 6) work(Rows<6>{}, r);
+    }
+  }
+}
+
+// One chunk of a row: softmax weights of its first `count` keys; those times the values' scales as
+// bytes, and what to multiply the bytes with. Returns the weights' sums.
+MULL_INLINE vf soften_chunk(const float* scores, int64_t count, float top, const char* const* pages,
+                            int64_t scales_at, uint8_t* bytes, float* chunk_scale) {
+  constexpr int kVectorsInChunk = kChunkKeys / W;
+  vf weighed[kVectorsInChunk], sums{};
+  vi largest{};
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectorsInChunk; ++v) {
+    const float* scales =
+        reinterpret_cast<const float*>(pages[v * W / kPage] + scales_at) + v * W % kPage;
+    vf weight = power_of_two(load(scores + v * W) - top);
+    weighed[v] = weight * load(scales);
+    if (count < kChunkKeys) {
+      // What lies beyond was never written, or belongs to later tokens.
+      const vi seen = first_lanes(count - v * W);
+      weight = select(seen, weight, vf{});
+      weighed[v] = select(seen, weighed[v], vf{});
+    }
+    sums += weight;
+    largest = larger(largest, (vi)weighed[v] & 0x7fffffff);
+  }
+  const int32_t bits = max_of(largest);
+  float most;
+  __builtin_memcpy(&most, &bits, 4);
+  const float inverse = most > 0.0f ? 255.0f / most : 0.0f;
+  *chunk_scale = most * (1.0f / 255.0f);
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectorsInChunk; ++v)
+    store_bytes(reinterpret_cast<int8_t*>(bytes) + v * W, to_whole(weighed[v] * inverse));
+  return sums;
+}
+
+struct Int8Cache {
+  using Scratch = Int8Scratch;
+  static constexpr int64_t kTileRows = 12;
+
+  static Scratch lay_out(const Attention& a, Arena* arena) {
+    Scratch s;
+    s.parts = lay_out_parts(a, kTileRows, arena);
+    s.q = arena->take<int8_t>(kTileRows * a.key_dim);
+    s.q_scales = arena->take<float>(kTileRows);
+    s.q_offsets = arena->take<int32_t>(kTileRows);
+    s.scores = arena->take<float>(kTileRows * kSplit);
+    s.weights = arena->take<uint8_t>(kTileRows * kSplit);
+    s.chunk_scales = arena->take<float>(kTileRows * kChunks);
+    s.turned = arena->take<float>(a.key_dim);
+    s.keys = arena->take<const char*>(kSplitPages);
+    s.values = arena->take<const char*>(kSplitPages);
+    return s;
+  }
+
+  static void load_queries(const Attention& a, const AttentionTile& tile, const Scratch& s) {
+    const float scale = a.scale * kLog2E / static_cast<float>(turned_together(a.key_dim));
+    for (int64_t r = 0; r < tile.rows; ++r) {
+      const float* q = a.q + row_of(tile, r) * a.q_stride + head_of(tile, r) * a.key_dim;
+      __builtin_memcpy(s.turned, q, a.key_dim * sizeof(float));
+      turn(s.turned, a.key_dim);
+      const float row_scale = scale_of_row(s.turned, a.key_dim);
+      int8_t* bytes = s.q + r * a.key_dim;
+      quantise_row(s.turned, a.key_dim, row_scale, bytes);
+      int32_t total = 0;
+      for (int64_t i = 0; i < a.key_dim; ++i) total += bytes[i];
+      s.q_scales[r] = row_scale * scale;
+      s.q_offsets[r] = -128 * total;
+    }
+  }
+
+  static __attribute__((noinline)) void attend_split(const Attention& a, const AttentionTile& tile,
+                                                     int64_t split, const Scratch& s) {
+    const int64_t first = split * kSplit;
+    const int64_t count = low(kSplit, limit_of(tile, tile.rows - 1) - first);
+    const int64_t key_bytes = page_bytes(a.key_dim), value_bytes = page_bytes(a.value_dim);
+    find_pages(a, tile, a.key, key_bytes, first, first + count, s.keys);
+    find_pages(a, tile, a.value, value_bytes, first, first + count, s.values);
+    for (int64_t k = 0; k < count; k += kAcross * W) {
+      by_register_tiles<kRegisterRows>(tile.rows, [&](auto height, int64_t r) {
+        score_pages<height.count>(s, r, a.key_dim, s.keys + k / kPage, s.scores + r * kSplit + k);
+      });
+    }
+    for (int64_t r = 0; r < tile.rows; ++r) soften_row(a, tile, r, first, s);
+    for (int64_t chunk = 0; chunk * kChunkKeys < count; ++chunk) {
+      const int64_t quads = ceil_div(low(kChunkKeys, count - chunk * kChunkKeys), 4);
+      by_register_tiles<kRegisterRows>(tile.rows, [&](auto height, int64_t r) {
+        weigh_chunk_rows<height.count>(s, r, chunk, quads, a.value_dim);
+      });
+    }
+  }
+
+  static void soften_row(const Attention& a, const AttentionTile& tile, int64_t r, int64_t first,
+                         const Scratch& s) {
+    const int64_t count = low(kSplit, limit_of(tile, r) - first), dim = wide(a.value_dim);
+    for (int64_t i = 0; i < dim; i += W) store(s.parts.part + r * dim + i, vf{});
+    s.parts.part_max[r] = -__builtin_inff();
+    vf sums{};
+    if (count > 0) s.parts.part_max[r] = top_score(s.scores + r * kSplit, count);
+    for (int64_t chunk = 0; chunk < kChunks; ++chunk) {
+      const int64_t at = r * kSplit + chunk * kChunkKeys;
+      if (chunk * kChunkKeys >= count) {
+        // Rows of a tile are weighed together: what a row does not see, it weighs with zeros.
+        __builtin_memset(s.weights + at, 0, kChunkKeys);
+        s.chunk_scales[r * kChunks + chunk] = 0.0f;
+        continue;
+      }
+      sums += soften_chunk(s.scores + at, low(kChunkKeys, count - chunk * kChunkKeys),
+                           s.parts.part_max[r], s.values + chunk * kChunkKeys / kPage,
+                           a.value_dim * kPage, s.weights + at,
+                           s.chunk_scales + r * kChunks + chunk);
+    }
+    s.parts.part_sum[r] = sum(sums);
+  }
+};

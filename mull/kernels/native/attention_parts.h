@@ -1,0 +1,113 @@
+// What attention over every kind of cache shares: tiles of query rows, their partial results, the
+// softmax.
+
+constexpr int64_t kSplit = 256;  // keys per split
+
+MULL_INLINE int64_t wide(int64_t n) { return round_up(n, W); }
+
+// Query rows that share one reading of the keys.
+struct AttentionTile {
+  int64_t b, kv_head, first_head, heads, first_row, rows;  // rows = positions * heads
+  int64_t first_limit;  // keys visible to the first position
+};
+
+MULL_INLINE int64_t row_of(const AttentionTile& tile, int64_t r) {
+  return tile.first_row + r / tile.heads;
+}
+
+MULL_INLINE int64_t head_of(const AttentionTile& tile, int64_t r) {
+  return tile.first_head + r % tile.heads;
+}
+
+// Keys visible to a row of the tile.
+MULL_INLINE int64_t limit_of(const AttentionTile& tile, int64_t r) {
+  return tile.first_limit + r / tile.heads;
+}
+
+// Hands out pieces of one buffer, or measures how large it must be (base null).
+struct Arena {
+  char* base;
+  int64_t used;
+
+  template <class T>
+  T* take(int64_t count) {
+    char* from = base ? base + used : nullptr;
+    used += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
+    return reinterpret_cast<T*>(from);
+  }
+};
+
+// Of every row of a tile: maximum (of scores in units of log 2), sum of softmax weights and weighed
+// values, of one split and merged.
+struct Parts {
+  float* part;   // [rows, value_dim padded]
+  float* whole;
+  float* part_max;
+  float* part_sum;
+  float* whole_max;
+  float* whole_sum;
+};
+
+static Parts lay_out_parts(const Attention& a, int64_t rows, Arena* arena) {
+  Parts p;
+  p.part = arena->take<float>(rows * wide(a.value_dim));
+  p.whole = arena->take<float>(rows * wide(a.value_dim));
+  p.part_max = arena->take<float>(rows);
+  p.part_sum = arena->take<float>(rows);
+  p.whole_max = arena->take<float>(rows);
+  p.whole_sum = arena->take<float>(rows);
+  return p;
+}
+
+constexpr float kLog2E = 1.44269504f;
+
+// The larger, and b where one is not a number.
+MULL_INLINE vf larger(vf a, vf b) {
+#if MULL_VECTOR_BYTES == 64
+  return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif MULL_VECTOR_BYTES == 32
+  return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__SSE2__)
+  return (vf)_mm_max_ps((__m128)a, (__m128)b);
+#else
+  return select((vi)(a > b), a, b);
+#endif
+}
+
+// 2^x for x <= 0, to 1e-7 of itself and to 1e-38; NaN stays NaN. As a softmax takes it: the maximum
+// is subtracted before.
+MULL_INLINE vf power_of_two(vf x) {
+  constexpr float kShift = 12582912.0f + 127.0f;  // leaves the nearest whole number + 127 in the low bits
+  const vf y = larger(splat(-126.0f), x);
+  const vf shifted = y + kShift;
+  const vf r = y - (shifted - kShift);
+  vf p = splat(1.326472731307149e-3f);
+  p = p * r + 9.671512991189957e-3f;
+  p = p * r + 5.550733581185341e-2f;
+  p = p * r + 2.402224242687225e-1f;
+  p = p * r + 6.931470036506653e-1f;
+  p = p * r + 1.0f;
+  return p * (vf)((vi)shifted << 23);
+}
+
+MULL_INLINE vf lane_numbers() {
+  vf v{};
+  for (int i = 0; i < W; ++i) v[i] = static_cast<float>(i);
+  return v;
+}
+
+// Lanes below `count`.
+MULL_INLINE vi first_lanes(int64_t count) {
+  return (vi)(lane_numbers() < splat(static_cast<float>(count)));
+}
+
+// The largest of a row's scores; those from `count` up to the end of its last vector become -inf.
+MULL_INLINE float top_score(float* scores, int64_t count) {
+  const int64_t whole = count / W * W;
+  if (whole < count)
+    store(scores + whole,
+          select(first_lanes(count - whole), load(scores + whole), splat(-__builtin_inff())));
+  vf best = load(scores);
+  for (int64_t i = W; i < count; i += W) best = larger(load(scores + i), best);
+  return max_of(best);
+}
