@@ -139,12 +139,15 @@ def test_fused_layers_give_the_plain_models_logits_from_the_cache(
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("fp32", torch.float32), ("bf16", torch.bfloat16), ("bf16", torch.int8)],
+)
 def test_a_sequence_has_the_same_bits_alone_in_chunks_and_beside_others(
-    precision: str, variant: str
+    precision: str, dtype: torch.dtype, variant: str
 ) -> None:
-    model = prepare(make_model(**FAMILIES["qwen3"]), precision=precision, device=CPU)
-    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+    family = FAMILIES["qwen3"] | {"head_dim": 12}
+    model = prepare(make_model(**family), precision=precision, device=CPU)
     ids = make_ids(60).tolist()
     mine, other = Cached(ids[:40], [5, 2, 8]), Cached(ids[40:], [1, 0])
     with using(variant):
@@ -168,6 +171,49 @@ def test_bf16_logits_stay_near_those_of_fp32() -> None:
     assert got.dtype == torch.float32
     relative = (got - expected).norm() / expected.norm()
     assert 1e-4 < relative < 2e-2
+
+
+def test_logits_from_an_int8_cache_stay_near_those_without_a_cache(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    family, ids = FAMILIES["qwen2"] | {"head_dim": 12}, make_ids(64)
+    expected = plain_logits(make_model(**family), ids, [64])
+    chunks = [Chunk(Cached(ids.tolist(), [3, 1, 2, 0]), 0, 64)]
+    fused = prepare(make_model(**family), precision="fp32", device=CPU)
+    got = paged_logits(fused, make_cache(fused, torch.int8), chunks)
+    assert 1e-4 < (got - expected).norm() / expected.norm() < 2e-2
+    with without_native(monkeypatch):
+        plain = make_model(**family)
+        alike = paged_logits(plain, make_cache(plain, torch.int8), chunks)
+    assert (alike - got).norm() < 5e-3 * expected.norm()
+
+
+def test_a_copied_block_of_an_int8_cache_continues_like_the_original() -> None:
+    model = prepare(
+        make_model(**FAMILIES["llama, tied"] | {"head_dim": 12}), precision="fp32", device=CPU
+    )
+    cache, ids = make_cache(model, torch.int8), make_ids(30).tolist()
+    original, fork = Cached(ids, [5, 2]), Cached(ids, [5, 9])
+    paged_logits(model, cache, [Chunk(original, 0, 25)])
+    cache.copy_blocks([(2, 9)])
+    expected = paged_logits(model, cache, [Chunk(original, 25, 5)])
+    assert torch.equal(paged_logits(model, cache, [Chunk(fork, 25, 5)]), expected)
+
+
+@pytest.mark.parametrize(
+    ("family", "block_size", "problem"),
+    [
+        (FAMILIES["qwen2"], 16, "multiple of 4"),
+        (FAMILIES["qwen2"] | {"head_dim": 12}, 24, "multiple of 16"),
+        (MLA, 16, "MLA"),
+    ],
+)
+def test_an_int8_cache_says_which_shapes_it_does_not_hold(
+    family: dict[str, object], block_size: int, problem: str
+) -> None:
+    config = make_model(**family).config
+    with pytest.raises(RequestError, match=problem):
+        PagedCache(config, num_blocks=4, block_size=block_size, dtype=torch.int8, device=CPU)
 
 
 def test_tied_embeddings_are_held_once() -> None:

@@ -159,7 +159,9 @@ def test_cache_bytes_per_token_are_those_the_report_states() -> None:
     assert v3.cache_values_per_token == 576 * 61
     assert v3.cache_bytes_per_token(torch.bfloat16) == 70_272
     # The two models it is set against: Qwen2.5-72B and, by its published shape, Llama-3.1-405B.
-    assert ModelConfig.from_dict(QWEN25_72B).cache_bytes_per_token(torch.bfloat16) == 327_680
+    qwen = ModelConfig.from_dict(QWEN25_72B)
+    assert qwen.cache_bytes_per_token(torch.bfloat16) == 327_680
+    assert qwen.cache_bytes_per_token(torch.int8) == 80 * 2 * 8 * (128 + 4)
     shape_405b = small(num_hidden_layers=126, hidden_size=16384, num_attention_heads=128)
     assert ModelConfig.from_dict(shape_405b).cache_bytes_per_token(torch.bfloat16) == 516_096
 

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mull.errors import RequestError
+from mull import kernels
+from mull.errors import KernelError, RequestError
 from mull.model.config import ModelConfig
 
 # What a default cache holds when memory allows: one long conversation, or many short ones.
@@ -20,7 +21,11 @@ DEFAULT_CACHE_TOKENS = 32768
 
 
 class PagedCache:
-    """GQA: keys[layer] and values[layer], [N, S, G, d]. MLA: latents[layer], [N, S, c]."""
+    """GQA: keys[layer] and values[layer], [N, S, G, d]. MLA: latents[layer], [N, S, c].
+
+    An int8 cache has the same axes, but its rows are longer (scales) and their bytes lie as the
+    kernels want them: write and read it with them.
+    """
 
     def __init__(
         self,
@@ -31,6 +36,8 @@ class PagedCache:
         dtype: torch.dtype,
         device: torch.device,
     ) -> None:
+        if dtype == torch.int8:
+            _check_int8(config, block_size)
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.dtype = dtype
@@ -43,7 +50,10 @@ class PagedCache:
             self.data = _zeros((layers, *blocks, config.latent_dim), dtype, device)
             self.latents = list(self.data)
         else:
-            heads = (config.num_key_value_heads, config.head_dim)
+            width = config.head_dim
+            if dtype == torch.int8:
+                width = kernels.int8_row_bytes(width)
+            heads = (config.num_key_value_heads, width)
             self.data = _zeros((2 * layers, *blocks, *heads), dtype, device)
             self.keys = list(self.data[:layers])
             self.values = list(self.data[layers:])
@@ -88,6 +98,15 @@ def choose_num_blocks(
             f"({block_bytes} bytes each): give the cache more"
         )
     return num_blocks
+
+
+def _check_int8(config: ModelConfig, block_size: int) -> None:
+    if config.is_mla:
+        raise RequestError("an int8 cache does not hold the latents of MLA yet: use bfloat16")
+    try:
+        kernels.check_int8_shape(config.head_dim, block_size)
+    except KernelError as error:
+        raise RequestError(str(error)) from None
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:

@@ -125,7 +125,7 @@ class FusedLayers(nn.Module):
         """x_TD in place; keys and values of the new tokens go to the cache."""
         cache = seqs.cache
         if cache.dtype not in library.CACHE_KINDS:
-            raise KernelError(f"the native cache is float32 or bfloat16, not {cache.dtype}")
+            raise KernelError(f"the native cache is float32, bfloat16 or int8, not {cache.dtype}")
         pointers = ctypes.c_void_p * len(cache.keys)
         keys = pointers(*(key.data_ptr() for key in cache.keys))
         values = pointers(*(value.data_ptr() for value in cache.values))

@@ -99,8 +99,8 @@ class PagedSequences:
         self, layer: int, q_THd: Tensor, k_TGd: Tensor, v_TGe: Tensor, scale: float
     ) -> Tensor:
         keys, values = self.cache.keys[layer], self.cache.values[layer]
-        kernels.write_cache(keys, k_TGd, self.slots_T)
-        kernels.write_cache(values, v_TGe, self.slots_T)
+        kernels.write_keys(keys, k_TGd, self.slots_T)
+        kernels.write_values(values, v_TGe, self.slots_T)
         return kernels.paged_attention(
             q_THd,
             keys,

@@ -1,15 +1,27 @@
 """Linear layers and cached attention for the CPU: native code, and torch where there is none."""
 
-from mull.kernels.attention import paged_attention, paged_latent_attention, write_cache
+from mull.kernels.attention import (
+    paged_attention,
+    paged_latent_attention,
+    write_cache,
+    write_keys,
+    write_values,
+)
+from mull.kernels.int8_cache import check_shape as check_int8_shape
+from mull.kernels.int8_cache import row_bytes as int8_row_bytes
 from mull.kernels.library import describe, native_available, release_threads
 from mull.kernels.linear import PackedLinear
 
 __all__ = [
     "PackedLinear",
+    "check_int8_shape",
     "describe",
+    "int8_row_bytes",
     "native_available",
     "paged_attention",
     "paged_latent_attention",
     "release_threads",
     "write_cache",
+    "write_keys",
+    "write_values",
 ]

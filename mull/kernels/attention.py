@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mull.errors import KernelError
-from mull.kernels import library, reference
+from mull.kernels import int8_cache, library, reference
 
 
 def write_cache(cache_NS: Tensor, values_T: Tensor, slots_T: Tensor) -> None:
@@ -42,6 +42,43 @@ def write_cache(cache_NS: Tensor, values_T: Tensor, slots_T: Tensor) -> None:
     )
 
 
+def write_keys(cache_NSG: Tensor, keys_TGd: Tensor, slots_T: Tensor) -> None:
+    """Store keys of new tokens in a cache of any dtype, int8 included; see write_cache."""
+    if cache_NSG.dtype != torch.int8:
+        write_cache(cache_NSG, keys_TGd, slots_T)
+    elif not _write_int8(cache_NSG, keys_TGd, slots_T, library.KEYS):
+        int8_cache.write_keys(cache_NSG, keys_TGd, slots_T)
+
+
+def write_values(cache_NSG: Tensor, values_TGe: Tensor, slots_T: Tensor) -> None:
+    if cache_NSG.dtype != torch.int8:
+        write_cache(cache_NSG, values_TGe, slots_T)
+    elif not _write_int8(cache_NSG, values_TGe, slots_T, library.VALUES):
+        int8_cache.write_values(cache_NSG, values_TGe, slots_T)
+
+
+def _write_int8(cache_NSGb: Tensor, rows_TGd: Tensor, slots_T: Tensor, role: int) -> bool:
+    heads, width = rows_TGd.shape[1:]
+    int8_cache.check_cache(cache_NSGb, heads, width)
+    lib = _native_for(cache_NSGb)
+    if lib is None:
+        return False
+    rows_TGd, slots_T = _float32(rows_TGd), _int32(slots_T)
+    rows = library.CacheRows(
+        cache=cache_NSGb.data_ptr(),
+        rows=rows_TGd.data_ptr(),
+        slots=slots_T.data_ptr(),
+        count=len(slots_T),
+        num_slots=cache_NSGb.shape[0] * cache_NSGb.shape[1],
+        block_size=cache_NSGb.shape[1],
+        heads=heads,
+        width=width,
+        role=role,
+    )
+    library.check(lib.mull_write_int8(ctypes.byref(rows), library.threads()))
+    return True
+
+
 def paged_attention(
     q_THd: Tensor,
     key_NSGd: Tensor,
@@ -54,15 +91,20 @@ def paged_attention(
     """Grouped-query attention of new tokens over cached blocks -> [T, H, e], causal.
 
     block_table_BM, query_starts_B1 (length B+1), context_B (including the new tokens): int32.
+    Caches of any dtype; an int8 one has rows of int8_cache.row_bytes(width).
     """
+    extra = 0
+    if key_NSGd.dtype == torch.int8:
+        extra = int8_cache.row_bytes(0)
+        int8_cache.check_cache(key_NSGd, value_NSGe.shape[2], q_THd.shape[2])
     lib = _native_for(key_NSGd, value_NSGe)
     if lib is None:
         return reference.paged_attention(
             q_THd, key_NSGd, value_NSGe, block_table_BM, query_starts_B1, context_B, scale
         )
     tokens, heads, key_dim = q_THd.shape
-    kv_heads, value_dim = value_NSGe.shape[2:]
-    if key_NSGd.shape[2:] != (kv_heads, key_dim) or heads % kv_heads:
+    kv_heads, value_dim = value_NSGe.shape[2], value_NSGe.shape[3] - extra
+    if key_NSGd.shape[2:] != (kv_heads, key_dim + extra) or heads % kv_heads:
         raise KernelError(
             f"queries {list(q_THd.shape)} do not fit keys {list(key_NSGd.shape)} "
             f"and values {list(value_NSGe.shape)}"

@@ -18,7 +18,8 @@ import torch
 from mull.errors import KernelError
 
 VARIANTS = ("avx512bf16", "avx512vnni", "avxvnni", "avx2", "neon", "portable")
-CACHE_KINDS = {torch.float32: 0, torch.bfloat16: 1}
+CACHE_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+KEYS, VALUES, LATENTS = range(3)  # what the rows of an int8 cache are
 _FILE = "mull_kernels.so"
 _OMP_PAUSE_SOFT = 1
 
@@ -162,11 +163,38 @@ class Attention(ctypes.Structure):
         ("scale", c_float),
         ("cache_kind", c_int32),
         ("out_form", c_int32),
+        ("is_latent", c_int32),
+    )
+
+
+class CacheRows(ctypes.Structure):
+    _fields_ = (
+        ("cache", c_void_p),
+        ("rows", c_void_p),
+        ("slots", c_void_p),
+        ("count", c_int64),
+        ("num_slots", c_int64),
+        ("block_size", c_int64),
+        ("heads", c_int64),
+        ("width", c_int64),
+        ("value_width", c_int64),
+        ("role", c_int32),
         ("unused", c_int32),
     )
 
 
-_STRUCTS = (Linear, Layer, Paging, Stack, Step, Attention, Routing, LatentLayer, LatentStack)
+_STRUCTS = (
+    Linear,
+    Layer,
+    Paging,
+    Stack,
+    Step,
+    Attention,
+    CacheRows,
+    Routing,
+    LatentLayer,
+    LatentStack,
+)
 _STATUS = {
     1: "no memory for the kernel's buffers: use shorter prompts or fewer requests at once",
     2: "a block table, context or query start does not fit the cache it is used with",
@@ -234,6 +262,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         "mull_linear": (i32, [pointer, pointer, i64, pointer, i32]),
         "mull_attention": (i32, [pointer, i32]),
         "mull_write_cache": (i32, [pointer, i32, i64, i64, pointer, pointer, i64]),
+        "mull_write_int8": (i32, [pointer, i32]),
         "mull_stack": (i32, [pointer, pointer, pointer, i32]),
         "mull_latent_stack": (i32, [pointer, pointer, pointer, i32]),
         "mull_attention_inputs": (i32, [pointer, i64, pointer, pointer, pointer, i32]),

@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.nn.functional import linear as torch_linear
 from torch.nn.functional import scaled_dot_product_attention
 
+from mull.kernels import int8_cache
+
 GROUP = 32  # inputs that share a scale
 
 
@@ -40,6 +42,10 @@ def paged_attention(
     Row i of the n new rows of sequence b sees the first context_b - n + i + 1 keys; the new
     tokens' own keys must have been written. Softmax in float32; result in the dtype of q.
     """
+    if key_NSGd.dtype == torch.int8:
+        return _attention_over_int8(
+            q_THd, key_NSGd, value_NSGe, block_table_BM, query_starts_B1, context_B, scale
+        )
     out = q_THd.new_zeros(*q_THd.shape[:2], value_NSGe.shape[-1])
     dtype = torch.promote_types(q_THd.dtype, torch.float32)
     for first, last, blocks, context in _sequences(
@@ -58,6 +64,31 @@ def paged_attention(
         )
         out[first:last] = attended[0].transpose(0, 1).to(out.dtype)
     return out
+
+
+def _attention_over_int8(
+    q_THd: Tensor,
+    key_NSGb: Tensor,
+    value_NSGb: Tensor,
+    block_table_BM: Tensor,
+    query_starts_B1: Tensor,
+    context_B: Tensor,
+    scale: float,
+) -> Tensor:
+    value_dim = value_NSGb.shape[-1] - int8_cache.row_bytes(0)
+    out_THe = q_THd.new_zeros(*q_THd.shape[:2], value_dim)
+    for first, last, blocks, context in _sequences(
+        block_table_BM, query_starts_B1, context_B, key_NSGb.shape[1]
+    ):
+        keys, scales = int8_cache.keys(key_NSGb[blocks])
+        values, value_scales = int8_cache.values(value_NSGb[blocks])
+        out_THe[first:last] = int8_cache.attend(
+            q_THd[first:last],
+            (keys.flatten(0, 1)[:context], scales.flatten(0, 1)[:context]),
+            (values.flatten(0, 1)[:context], value_scales.flatten(0, 1)[:context]),
+            scale,
+        ).to(out_THe.dtype)
+    return out_THe
 
 
 def paged_latent_attention(

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from mull import kernels
 from mull.errors import ModelError
 from mull.model.counting import parameter_count
 from mull.model.families import FAMILIES, Family
@@ -152,6 +153,9 @@ class ModelConfig:
         return per_layer * self.num_hidden_layers
 
     def cache_bytes_per_token(self, dtype: torch.dtype) -> int:
+        if dtype == torch.int8:
+            rows = 2 * self.num_key_value_heads * self.num_hidden_layers
+            return rows * kernels.int8_row_bytes(self.head_dim)
         return self.cache_values_per_token * dtype.itemsize
 
     def parameter_count(self) -> tuple[int, int]:

@@ -17,7 +17,7 @@ struct Int8Scratch {
   float* scores;        // [rows, kSplit]
   uint8_t* weights;     // [rows, kSplit]
   float* chunk_scales;  // [rows, kChunks]
-  float* turned;        // [key_dim]
+  float* mixed;         // [key_dim]
   const char** keys;    // [kSplitPages]
   const char** values;
 };
@@ -186,21 +186,21 @@ struct Int8Cache {
     s.scores = arena->take<float>(kTileRows * kSplit);
     s.weights = arena->take<uint8_t>(kTileRows * kSplit);
     s.chunk_scales = arena->take<float>(kTileRows * kChunks);
-    s.turned = arena->take<float>(a.key_dim);
+    s.mixed = arena->take<float>(a.key_dim);
     s.keys = arena->take<const char*>(kSplitPages);
     s.values = arena->take<const char*>(kSplitPages);
     return s;
   }
 
   static void load_queries(const Attention& a, const AttentionTile& tile, const Scratch& s) {
-    const float scale = a.scale * kLog2E / static_cast<float>(turned_together(a.key_dim));
+    const float scale = a.scale * kLog2E / static_cast<float>(mixed_together(a.key_dim));
     for (int64_t r = 0; r < tile.rows; ++r) {
       const float* q = a.q + row_of(tile, r) * a.q_stride + head_of(tile, r) * a.key_dim;
-      __builtin_memcpy(s.turned, q, a.key_dim * sizeof(float));
-      turn(s.turned, a.key_dim);
-      const float row_scale = scale_of_row(s.turned, a.key_dim);
+      __builtin_memcpy(s.mixed, q, a.key_dim * sizeof(float));
+      mix(s.mixed, a.key_dim);
+      const float row_scale = scale_of_row(s.mixed, a.key_dim);
       int8_t* bytes = s.q + r * a.key_dim;
-      quantise_row(s.turned, a.key_dim, row_scale, bytes);
+      quantise_row(s.mixed, a.key_dim, row_scale, bytes);
       int32_t total = 0;
       for (int64_t i = 0; i < a.key_dim; ++i) total += bytes[i];
       s.q_scales[r] = row_scale * scale;

@@ -4,7 +4,7 @@
 //   keys    bytes [width / 4][16 tokens][4] with zero point 128, scales [16]
 //   values  bytes [4 quads of tokens][width][4 tokens] signed, scales [16]
 // One vector of key bytes is a quarter dot product of 16 tokens, one of value bytes four tokens'
-// share in 16 outputs. Keys are stored turned by a Hadamard matrix, and queries are turned alike
+// share in 16 outputs. Keys are stored multiplied by a Hadamard matrix, and queries are multiplied alike
 // before they are quantised: scores stay the same, but no channel stands out (with outliers left in,
 // the KL divergence of SmolLM2 is four times as large).
 
@@ -54,16 +54,16 @@ static void hadamard(float* x, int64_t n, float* spare) {
   if (from != x) __builtin_memcpy(x, from, n * sizeof(float));
 }
 
-// Numbers turned together: the largest power of two in `width`.
-MULL_INLINE int64_t turned_together(int64_t width) { return width & -width; }
+// Numbers mixed together: the largest power of two in `width`.
+MULL_INLINE int64_t mixed_together(int64_t width) { return width & -width; }
 
-constexpr int64_t kMostTurned = 1024;
+constexpr int64_t kMostMixed = 1024;
 
-// As keys are stored and queries compared with them; a product of two is turned_together() times as
+// As keys are stored and queries compared with them; a product of two is mixed_together() times as
 // large as before.
-static void turn(float* x, int64_t width) {
-  float spare[kMostTurned];
-  const int64_t n = low(turned_together(width), kMostTurned);
+static void mix(float* x, int64_t width) {
+  float spare[kMostMixed];
+  const int64_t n = low(mixed_together(width), kMostMixed);
   for (int64_t i = 0; i < width; i += n) hadamard(x + i, n, spare);
 }
 
@@ -103,7 +103,7 @@ static void quantise_key(const float* from, int64_t width, const PageSlot& at) {
   float x[kWidest];
   int8_t bytes[kWidest];
   __builtin_memcpy(x, from, width * sizeof(float));
-  turn(x, width);
+  mix(x, width);
   const float scale = scale_of_row(x, width);
   quantise_row(x, width, scale, bytes);
   for (int64_t i = 0; i < width; i += 4) {

@@ -174,6 +174,11 @@ MULL_INLINE vi splat_quad(const void* p) {
   return splat(quad);
 }
 
+MULL_INLINE vi larger(vi a, vi b) {
+  const vi more = a > b;
+  return (a & more) | (b & ~more);
+}
+
 MULL_INLINE int32_t max_of(vi v) {
 #if MULL_VECTOR_BYTES == 64
   return _mm512_reduce_max_epi32((__m512i)v);
@@ -194,7 +199,7 @@ MULL_INLINE int32_t sum(vi v) {
 #endif
 }
 
-// The low bytes of W whole numbers from -128 to 127.
+// The low bytes of W whole numbers.
 MULL_INLINE void store_bytes(int8_t* p, vi v) {
 #if MULL_VECTOR_BYTES == 64
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8((__m512i)v));
@@ -250,6 +255,30 @@ MULL_INLINE vi dot4_nibbles(vi acc, vi w, vi a) {
 MULL_INLINE vi ready_bytes(vi w) { return w ^ static_cast<int32_t>(0x80808080u); }
 MULL_INLINE vi dot4_bytes(vi acc, vi w, vi a) { return dot4_nibbles(acc, w, a); }
 #endif
+
+// `dot4_unsigned`: unsigned up to 255 times signed.
+MULL_INLINE vi dot4_unsigned(vi acc, vi w, vi a) {
+#if (defined(__AVX512VNNI__) && MULL_VECTOR_BYTES == 64) || \
+    (defined(__AVXVNNI__) && MULL_VECTOR_BYTES == 32)
+  return dot4_bytes(acc, w, a);
+#elif defined(__AVX2__) && MULL_VECTOR_BYTES == 32
+  // Pairs are added in 16 bits, where 2 * 255 * 127 does not fit: seven bits and the last apart.
+  const __m256i high_bits = (__m256i)((w >> 1) & 0x7f7f7f7f), last_bit = (__m256i)(w & 0x01010101);
+  const __m256i high_pairs = _mm256_maddubs_epi16(high_bits, (__m256i)a);
+  const __m256i last_pairs = _mm256_maddubs_epi16(last_bit, (__m256i)a);
+  return acc + (vi)_mm256_madd_epi16(high_pairs, _mm256_set1_epi16(2)) +
+         (vi)_mm256_madd_epi16(last_pairs, _mm256_set1_epi16(1));
+#elif defined(__ARM_FEATURE_DOTPROD)
+  const vi high_bits = (w >> 1) & 0x7f7f7f7f, last_bit = w & 0x01010101;
+  const vi high_sum = (vi)vdotq_s32(int32x4_t{}, (int8x16_t)high_bits, (int8x16_t)a);
+  return (vi)vdotq_s32((int32x4_t)(acc + high_sum + high_sum), (int8x16_t)last_bit, (int8x16_t)a);
+#else
+#pragma GCC unroll 4
+  for (int shift = 24; shift >= 0; shift -= 8)
+    acc += (vi)(((vu)w << shift) >> 24) * ((a << shift) >> 24);
+  return acc;
+#endif
+}
 
 #if defined(__clang__)
 #if MULL_VECTOR_BYTES == 64
