@@ -274,7 +274,8 @@ static void quantised_rows(const Linear& linear, const char* x, int64_t row_byte
 template <int P>
 static __attribute__((noinline)) void spread_strip(const Linear& linear, const char* x,
                                                    int64_t row_bytes, int64_t rows, Strip strip,
-                                                   int64_t panel, const Target& target) {
+                                                   int64_t panel, const char* ahead,
+                                                   const Target& target) {
   alignas(64) char spread[P * kSpreadPairs * 1024];
   alignas(64) float partial[kRowBlock * P * kPanel];
   strip.spread_panel_bytes = kSpreadPairs * 1024;
@@ -284,7 +285,7 @@ static __attribute__((noinline)) void spread_strip(const Linear& linear, const c
     spread_nibbles<P>(strip, first, last, spread);
     strip.spread = spread - first * 1024;
     quantised_rows<P, kUnpacked>(linear, x, row_bytes, rows, strip, panel, first, last, partial,
-                                 nullptr, target);
+                                 ahead + first * P * pair_bytes(kQ4), target);
   }
 }
 
@@ -300,7 +301,7 @@ static void quantised_strip(const Linear& linear, const char* x, int64_t row_byt
     quantised_rows<P, kNibbles>(linear, x, row_bytes, rows, strip, panel, 0, pairs, nullptr, ahead,
                                 target);
   else
-    spread_strip<P>(linear, x, row_bytes, rows, strip, panel, target);
+    spread_strip<P>(linear, x, row_bytes, rows, strip, panel, ahead, target);
 }
 
 template <int P, int FORM>
