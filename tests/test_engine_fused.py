@@ -205,7 +205,7 @@ def test_a_copied_block_of_an_int8_cache_continues_like_the_original() -> None:
     [
         (FAMILIES["qwen2"], 16, "multiple of 4"),
         (FAMILIES["qwen2"] | {"head_dim": 12}, 24, "multiple of 16"),
-        (MLA, 16, "MLA"),
+        (MLA, 8, "multiple of 16"),
     ],
 )
 def test_an_int8_cache_says_which_shapes_it_does_not_hold(

@@ -153,13 +153,15 @@ def test_the_plain_models_logits_come_out_of_the_cache(family: str, variant: str
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [("fp32", torch.float32), ("bf16", torch.bfloat16), ("bf16", torch.int8)],
+)
 @pytest.mark.parametrize("family", ["v3", "v2, odd widths, biases"])
 def test_a_sequence_has_the_same_bits_alone_in_chunks_and_beside_others(
-    family: str, precision: str, variant: str
+    family: str, precision: str, dtype: torch.dtype, variant: str
 ) -> None:
     model = prepare(make_model(**FAMILIES[family]), precision=precision, device=CPU)
-    dtype = torch.float32 if precision == "fp32" else torch.bfloat16
     ids = make_ids(140).tolist()
     mine, other = Cached(ids[:40], [5, 2, 8]), Cached(ids[40:], [1, 0, 3, 4, 6, 7, 9])
     with using(variant):
@@ -208,6 +210,17 @@ def test_bf16_logits_stay_near_those_of_fp32() -> None:
     got = paged_logits(fused, make_cache(model, torch.bfloat16), [Chunk(sequence, 0, 64)])
     relative = (got - expected).norm() / expected.norm()
     assert 1e-4 < relative < 3e-2
+
+
+def test_logits_from_an_int8_cache_stay_near_those_without_a_cache() -> None:
+    model, ids = make_model(**FAMILIES["v3"]), make_ids(64)
+    expected = plain_logits(model, ids, [64])
+    fused = prepare(model, precision="fp32", device=CPU)
+    chunks = [Chunk(Cached(ids.tolist(), [3, 1, 2, 0]), 0, 64)]
+    got = paged_logits(fused, make_cache(fused, torch.int8), chunks)
+    # Here and there another expert is chosen, which changes a token's logits much more.
+    relative_T = (got - expected).norm(dim=-1) / expected.norm(dim=-1)
+    assert 1e-4 < relative_T.median() < 2e-2
 
 
 def test_no_original_weight_is_kept() -> None:

@@ -158,6 +158,7 @@ def test_cache_bytes_per_token_are_those_the_report_states() -> None:
     v3 = ModelConfig.from_dict(DEEPSEEK_V3)
     assert v3.cache_values_per_token == 576 * 61
     assert v3.cache_bytes_per_token(torch.bfloat16) == 70_272
+    assert v3.cache_bytes_per_token(torch.int8) == 61 * (512 + 64 + 16)
     # The two models it is set against: Qwen2.5-72B and, by its published shape, Llama-3.1-405B.
     qwen = ModelConfig.from_dict(QWEN25_72B)
     assert qwen.cache_bytes_per_token(torch.bfloat16) == 327_680

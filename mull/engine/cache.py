@@ -47,7 +47,10 @@ class PagedCache:
         self.values: list[Tensor] = []
         self.latents: list[Tensor] = []
         if config.is_mla:
-            self.data = _zeros((layers, *blocks, config.latent_dim), dtype, device)
+            width = config.latent_dim
+            if dtype == torch.int8:
+                width = kernels.int8_latent_row_bytes(width, config.kv_lora_rank or 0)
+            self.data = _zeros((layers, *blocks, width), dtype, device)
             self.latents = list(self.data)
         else:
             width = config.head_dim
@@ -101,9 +104,10 @@ def choose_num_blocks(
 
 
 def _check_int8(config: ModelConfig, block_size: int) -> None:
-    if config.is_mla:
-        raise RequestError("an int8 cache does not hold the latents of MLA yet: use bfloat16")
     try:
+        if config.is_mla:
+            kernels.check_int8_latent_shape(config.latent_dim, block_size)
+            return
         kernels.check_int8_shape(config.head_dim, block_size)
     except KernelError as error:
         raise RequestError(str(error)) from None

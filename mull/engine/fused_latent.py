@@ -251,7 +251,7 @@ def _up_to(size: int, multiple: int) -> int:
 
 def _cache_kind(dtype: torch.dtype) -> int:
     if dtype not in library.CACHE_KINDS:
-        raise KernelError(f"the native cache is float32 or bfloat16, not {dtype}")
+        raise KernelError(f"the native cache is float32, bfloat16 or int8, not {dtype}")
     return library.CACHE_KINDS[dtype]
 
 

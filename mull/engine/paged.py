@@ -115,7 +115,7 @@ class PagedSequences:
         self, layer: int, q_THc: Tensor, latent_Tc: Tensor, scale: float, value_dim: int
     ) -> Tensor:
         latents = self.cache.latents[layer]
-        kernels.write_cache(latents, latent_Tc, self.slots_T)
+        kernels.write_latents(latents, latent_Tc, self.slots_T, value_dim)
         return kernels.paged_latent_attention(
             q_THc,
             latents,

@@ -5,17 +5,22 @@ from mull.kernels.attention import (
     paged_latent_attention,
     write_cache,
     write_keys,
+    write_latents,
     write_values,
 )
+from mull.kernels.int8_cache import check_latent_shape as check_int8_latent_shape
 from mull.kernels.int8_cache import check_shape as check_int8_shape
+from mull.kernels.int8_cache import latent_row_bytes as int8_latent_row_bytes
 from mull.kernels.int8_cache import row_bytes as int8_row_bytes
 from mull.kernels.library import describe, native_available, release_threads
 from mull.kernels.linear import PackedLinear
 
 __all__ = [
     "PackedLinear",
+    "check_int8_latent_shape",
     "check_int8_shape",
     "describe",
+    "int8_latent_row_bytes",
     "int8_row_bytes",
     "native_available",
     "paged_attention",
@@ -23,5 +28,6 @@ __all__ = [
     "release_threads",
     "write_cache",
     "write_keys",
+    "write_latents",
     "write_values",
 ]

@@ -57,9 +57,23 @@ def write_values(cache_NSG: Tensor, values_TGe: Tensor, slots_T: Tensor) -> None
         int8_cache.write_values(cache_NSG, values_TGe, slots_T)
 
 
-def _write_int8(cache_NSGb: Tensor, rows_TGd: Tensor, slots_T: Tensor, role: int) -> bool:
+def write_latents(cache_NS: Tensor, latents_Tc: Tensor, slots_T: Tensor, value_dim: int) -> None:
+    """Store MLA latents, whose first `value_dim` numbers are the value, in a cache of any dtype."""
+    if cache_NS.dtype != torch.int8:
+        write_cache(cache_NS, latents_Tc, slots_T)
+        return
+    int8_cache.check_latents(cache_NS, latents_Tc.shape[1], value_dim)
+    rows_T1c = latents_Tc[:, None]
+    if not _write_int8(cache_NS[:, :, None], rows_T1c, slots_T, library.LATENTS, value_dim):
+        int8_cache.write_latents(cache_NS, latents_Tc, slots_T, value_dim)
+
+
+def _write_int8(
+    cache_NSGb: Tensor, rows_TGd: Tensor, slots_T: Tensor, role: int, value_dim: int = 0
+) -> bool:
     heads, width = rows_TGd.shape[1:]
-    int8_cache.check_cache(cache_NSGb, heads, width)
+    if role != library.LATENTS:
+        int8_cache.check_cache(cache_NSGb, heads, width)
     lib = _native_for(cache_NSGb)
     if lib is None:
         return False
@@ -73,6 +87,7 @@ def _write_int8(cache_NSGb: Tensor, rows_TGd: Tensor, slots_T: Tensor, role: int
         block_size=cache_NSGb.shape[1],
         heads=heads,
         width=width,
+        value_width=value_dim,
         role=role,
     )
     library.check(lib.mull_write_int8(ctypes.byref(rows), library.threads()))
@@ -146,13 +161,17 @@ def paged_latent_attention(
     value_dim: int,
 ) -> Tensor:
     """Multi-query attention over the cached MLA latent -> [T, H, value_dim], causal."""
+    extra = 0
+    if latent_NSc.dtype == torch.int8:
+        int8_cache.check_latents(latent_NSc, q_THc.shape[2], value_dim)
+        extra = latent_NSc.shape[2] - q_THc.shape[2]
     lib = _native_for(latent_NSc)
     if lib is None:
         return reference.paged_latent_attention(
             q_THc, latent_NSc, block_table_BM, query_starts_B1, context_B, scale, value_dim
         )
     tokens, heads, width = q_THc.shape
-    if latent_NSc.shape[2] != width or value_dim > width:
+    if latent_NSc.shape[2] != width + extra or value_dim > width:
         raise KernelError(
             f"queries {list(q_THc.shape)} with values of {value_dim} do not fit "
             f"latents {list(latent_NSc.shape)}"
@@ -177,6 +196,7 @@ def paged_latent_attention(
         value_token_stride=width,
         scale=scale,
         cache_kind=library.CACHE_KINDS[latent_NSc.dtype],
+        is_latent=1,
     )
     library.check(lib.mull_attention(ctypes.byref(attention), library.threads()))
     return out_THv.to(dtype)

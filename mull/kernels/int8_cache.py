@@ -33,6 +33,10 @@ def check_shape(width: int, block_size: int) -> None:
             f"heads of an int8 cache have a width that is a multiple of 4 up to {WIDEST}, "
             f"not {width}: use a bf16 cache"
         )
+    _check_block_size(block_size)
+
+
+def _check_block_size(block_size: int) -> None:
     if block_size % PAGE:
         raise KernelError(
             f"blocks of an int8 cache hold a multiple of {PAGE} tokens, not {block_size}"
@@ -45,6 +49,30 @@ def check_cache(cache_NSGb: Tensor, heads: int, width: int) -> None:
         raise KernelError(
             f"{heads} heads of {width} do not fit an int8 cache of {list(cache_NSGb.shape)}"
         )
+
+
+def latent_row_bytes(width: int, value_dim: int) -> int:
+    """What an MLA latent of one token takes: two parts, each with its scale and its sum."""
+    return padded(value_dim) + padded(width - value_dim) + 4 * _SCALE_BYTES
+
+
+def padded(width: int) -> int:
+    return -(-width // PAGE) * PAGE
+
+
+def check_latents(cache_NSb: Tensor, width: int, value_dim: int) -> None:
+    check_latent_shape(width, cache_NSb.shape[1])
+    if value_dim > width or cache_NSb.shape[2] != latent_row_bytes(width, value_dim):
+        raise KernelError(
+            f"latents of {width} with values of {value_dim} do not fit "
+            f"an int8 cache of {list(cache_NSb.shape)}"
+        )
+
+
+def check_latent_shape(width: int, block_size: int) -> None:
+    if width > WIDEST:
+        raise KernelError(f"an int8 cache holds latents of up to {WIDEST}, not {width}")
+    _check_block_size(block_size)
 
 
 def mix(x_d: Tensor) -> Tensor:
@@ -135,6 +163,64 @@ def weigh(scores_nHC: Tensor, v_CHe: Tensor, v_scale_CH: Tensor) -> Tensor:
     factor_nHX = (top_nHX - top_nHX.amax(-1, keepdim=True)).exp()
     total_nH = (weights.sum(-1) * factor_nHX).sum(-1)
     return (parts_nHXe * factor_nHX[..., None]).sum(-2) / total_nH[..., None]
+
+
+def write_latents(cache_NSb: Tensor, latents_Tc: Tensor, slots_T: Tensor, value_dim: int) -> None:
+    width = latents_Tc.shape[1]
+    value, roped = latents_Tc.float().split((value_dim, width - value_dim), dim=-1)
+    parts = [value, mix(roped) if width > value_dim else roped]
+    block, page, token = _places(cache_NSb[:, :, None], slots_T)
+    bytes_NPqgti, scales_NP2t, offsets_NP2t = _latent_parts(cache_NSb, width, value_dim)
+    first = 0
+    for part, x in enumerate(parts):
+        codes, scales = quantise(x) if x.shape[1] else (x, x.new_zeros(len(x)))
+        codes = torch.nn.functional.pad(codes, (0, -x.shape[1] % PAGE))
+        last = first + codes.shape[1] // 4
+        bytes_NPqgti[block, page, token // 4, first:last, token % 4] = codes.unflatten(
+            -1, (-1, 4)
+        ).to(torch.int8)
+        scales_NP2t[block, page, part, token] = scales
+        offsets_NP2t[block, page, part, token] = (-128 * codes.sum(-1)).to(torch.int32)
+        first = last
+
+
+def latents(cache_NSb: Tensor, width: int, value_dim: int) -> tuple[Tensor, Tensor]:
+    """Whole numbers (float32) [N, S, c], the roped part mixed, and both parts' scales [N, S, 2]."""
+    bytes_NPqgti, scales_NP2t, _ = _latent_parts(cache_NSb, width, value_dim)
+    codes_NSb = bytes_NPqgti.float().transpose(-3, -2).flatten(-2).flatten(1, 3)
+    value, roped = codes_NSb.split((padded(value_dim), padded(width - value_dim)), dim=-1)
+    codes_NSc = torch.cat((value[..., :value_dim], roped[..., : width - value_dim]), dim=-1)
+    return codes_NSc, scales_NP2t.transpose(-1, -2).flatten(1, 2)
+
+
+def attend_latents(
+    q_nHc: Tensor, latents_Cc: Tensor, scales_C2: Tensor, scale: float, value_dim: int
+) -> Tensor:
+    """The last n tokens of one sequence over all its C latents -> [n, H, value_dim], causal."""
+    rows, _, width = q_nHc.shape
+    roped, context = width - value_dim, latents_Cc.shape[0]
+    parts = [(q_nHc[..., :value_dim].float(), 1)]
+    if roped:
+        parts.append((mix(q_nHc[..., value_dim:]), roped & -roped))
+    scores_nHC = q_nHc.new_zeros(rows, q_nHc.shape[1], context, dtype=torch.float32)
+    first = 0
+    for part, (q_nHx, grown) in enumerate(parts):
+        q_nHx, q_scale_nH = quantise(q_nHx)
+        dots_nHC = q_nHx @ latents_Cc[:, first : first + q_nHx.shape[-1]].T
+        scores_nHC += dots_nHC * (scales_C2[:, part] * (q_scale_nH * (scale / grown))[..., None])
+        first += q_nHx.shape[-1]
+    visible_nC = torch.ones(rows, context, dtype=torch.bool, device=q_nHc.device)
+    scores_nHC.masked_fill_(~visible_nC.tril_(context - rows)[:, None], -math.inf)
+    return weigh(scores_nHC, latents_Cc[:, None, :value_dim], scales_C2[:, :1])
+
+
+def _latent_parts(cache_NSb: Tensor, width: int, value_dim: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Bytes [N, P, 4 quads of tokens, padded c / 4, 4 tokens, 4]; scales, offsets [N, P, 2, 16]."""
+    pages_NPb = cache_NSb.view(len(cache_NSb), -1, PAGE * cache_NSb.shape[2])
+    size = PAGE * (padded(value_dim) + padded(width - value_dim))
+    tail = pages_NPb[..., size:].unflatten(-1, (4, -1))
+    bytes_NPqgti = pages_NPb[..., :size].unflatten(-1, (4, -1, 4, 4))
+    return bytes_NPqgti, tail[:, :, :2].view(torch.float32), tail[:, :, 2:].view(torch.int32)
 
 
 def _write(

@@ -105,8 +105,18 @@ def paged_latent_attention(
     Keys are the whole latent row (compressed values, then the shared roped key); values are its
     first `value_dim` columns. Same causal rule as `paged_attention`.
     """
-    heads = q_THc.shape[1]
+    heads, width = q_THc.shape[1:]
     out = q_THc.new_zeros(q_THc.shape[0], heads, value_dim)
+    if latent_NSc.dtype == torch.int8:
+        for first, last, blocks, context in _sequences(
+            block_table_BM, query_starts_B1, context_B, latent_NSc.shape[1]
+        ):
+            latents, scales = int8_cache.latents(latent_NSc[blocks], width, value_dim)
+            latents, scales = latents.flatten(0, 1)[:context], scales.flatten(0, 1)[:context]
+            q_nHc = q_THc[first:last]
+            attended = int8_cache.attend_latents(q_nHc, latents, scales, scale, value_dim)
+            out[first:last] = attended.to(out.dtype)
+        return out
     dtype = torch.promote_types(q_THc.dtype, torch.float32)
     for first, last, blocks, context in _sequences(
         block_table_BM, query_starts_B1, context_B, latent_NSc.shape[1]

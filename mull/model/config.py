@@ -154,6 +154,9 @@ class ModelConfig:
 
     def cache_bytes_per_token(self, dtype: torch.dtype) -> int:
         if dtype == torch.int8:
+            if self.is_mla:
+                row = kernels.int8_latent_row_bytes(self.latent_dim, self.kv_lora_rank or 0)
+                return self.num_hidden_layers * row
             rows = 2 * self.num_key_value_heads * self.num_hidden_layers
             return rows * kernels.int8_row_bytes(self.head_dim)
         return self.cache_values_per_token * dtype.itemsize

@@ -197,12 +197,15 @@ static void attention_of(const Attention& a, int64_t* taken, char* scratch, cons
 }
 
 static size_t attention_scratch(const Attention* a, int threads) {
+  if (a->cache_kind == kCacheInt8 && a->is_latent) return scratch_of<Int8Latents>(*a, threads);
   if (a->cache_kind == kCacheInt8) return scratch_of<Int8Cache>(*a, threads);
   return scratch_of<FloatCache<float>>(*a, threads);
 }
 
 static void attention_team(const Attention* a, int64_t* taken, char* scratch, const Team& team) {
-  if (a->cache_kind == kCacheInt8)
+  if (a->cache_kind == kCacheInt8 && a->is_latent)
+    attention_of<Int8Latents>(*a, taken, scratch, team);
+  else if (a->cache_kind == kCacheInt8)
     attention_of<Int8Cache>(*a, taken, scratch, team);
   else if (a->cache_kind == kCacheFloat32)
     attention_of<FloatCache<float>>(*a, taken, scratch, team);

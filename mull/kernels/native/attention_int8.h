@@ -9,31 +9,47 @@ constexpr int kAcross = 4;  // vectors of keys, or of value channels, worked on 
 // Rows of a register tile.
 constexpr int kRegisterRows = MULL_VECTOR_BYTES == 64 ? 6 : 2;
 
+// Softmax weights times the values' scales, as bytes.
+struct Int8Weights {
+  uint8_t* bytes;  // [rows, kSplit]
+  float* scales;   // [rows, kChunks]
+};
+
+static Int8Weights lay_out_weights(int64_t rows, Arena* arena) {
+  Int8Weights w;
+  w.bytes = arena->take<uint8_t>(rows * kSplit);
+  w.scales = arena->take<float>(rows * kChunks);
+  return w;
+}
+
 struct Int8Scratch {
   Parts parts;
+  Int8Weights weights;
   int8_t* q;            // [rows, key_dim]
   float* q_scales;      // [rows]: of scores in units of log 2
   int32_t* q_offsets;   // [rows]: what the zero point of the keys is undone by
   float* scores;        // [rows, kSplit]
-  uint8_t* weights;     // [rows, kSplit]
-  float* chunk_scales;  // [rows, kChunks]
   float* mixed;         // [key_dim]
   const char** keys;    // [kSplitPages]
   const char** values;
 };
 
-// The pages of one head over keys [first, end); the rest repeats the last, so that it can be read.
-static void find_pages(const Attention& a, const AttentionTile& tile, const void* cache,
-                       int64_t bytes, int64_t first, int64_t end, const char** pages) {
+// visit(i, page number) for the pages of `count` keys from `first`, of the tile's key head; up to
+// kSplitPages the last page again, so that whole chunks can be read.
+template <class Visit>
+MULL_INLINE void each_page(const Attention& a, const AttentionTile& tile, int64_t first,
+                           int64_t count, const Visit& visit) {
   const int32_t* table = a.paging.block_table + tile.b * a.paging.blocks_per_sequence;
   const int64_t size = a.paging.block_size;
-  const int64_t count = ceil_div(end - first, kPage);
-  for (int64_t i = 0; i < count; ++i) {
-    const int64_t key = first + i * kPage, block = table[key / size];
-    pages[i] = static_cast<const char*>(cache) +
-               page_index(block, key % size, size, a.kv_heads, tile.kv_head) * bytes;
+  int64_t block = first / size, inside = first % size, page = 0;
+  for (int64_t i = 0; i < kSplitPages; ++i) {
+    if (i * kPage < count) {
+      page = page_index(table[block], inside, size, a.kv_heads, tile.kv_head);
+      inside += kPage;
+      if (inside == size) ++block, inside = 0;
+    }
+    visit(i, page);
   }
-  for (int64_t i = count; i < kSplitPages; ++i) pages[i] = pages[count - 1];
 }
 
 MULL_INLINE void ask_for_page(const char* page, int64_t bytes) {
@@ -85,7 +101,7 @@ static void weigh_pages(const Int8Scratch& s, int64_t first_row, int64_t chunk, 
   for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
     for (int v = 0; v < VECTORS; ++v) acc[r][v] = vi{};
-  const uint8_t* weights = s.weights + first_row * kSplit + chunk * kChunkKeys;
+  const uint8_t* weights = s.weights.bytes + first_row * kSplit + chunk * kChunkKeys;
   const char* const* pages = s.values + chunk * kChunkKeys / kPage;
   for (int64_t quad = 0; quad < quads; ++quad) {
     const char* from = pages[quad / 4] + (quad % 4 * dim + at) * 4;
@@ -102,7 +118,7 @@ static void weigh_pages(const Int8Scratch& s, int64_t first_row, int64_t chunk, 
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; ++r) {
     float* out = s.parts.part + (first_row + r) * wide(dim) + at;
-    const float scale = s.chunk_scales[(first_row + r) * kChunks + chunk];
+    const float scale = s.weights.scales[(first_row + r) * kChunks + chunk];
 #pragma GCC unroll 4
     for (int v = 0; v < VECTORS; ++v)
       store(out + v * W, load(out + v * W) + to_float(acc[r][v]) * scale);
@@ -140,6 +156,23 @@ MULL_INLINE void by_register_tiles(int64_t rows, const Work& work) {
   }
 }
 
+// The weights of a chunk, times `inverse`, as whole numbers from 0 to 255.
+MULL_INLINE void store_chunk(uint8_t* bytes, const vf (&weights)[kChunkKeys / W], float inverse) {
+  vi whole[kChunkKeys / W];
+#pragma GCC unroll 4
+  for (int v = 0; v < kChunkKeys / W; ++v) whole[v] = to_whole(weights[v] * inverse);
+#if MULL_VECTOR_BYTES == 64
+  // Packing works within lanes of 16 bytes: it leaves quad i of vector v as dword 4 i + v.
+  const __m512i first = _mm512_packus_epi32((__m512i)whole[0], (__m512i)whole[1]);
+  const __m512i second = _mm512_packus_epi32((__m512i)whole[2], (__m512i)whole[3]);
+  const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+  _mm512_storeu_si512(bytes, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(first, second)));
+#else
+  for (int v = 0; v < kChunkKeys / W; ++v)
+    store_bytes(reinterpret_cast<int8_t*>(bytes) + v * W, whole[v]);
+#endif
+}
+
 // One chunk of a row: softmax weights of its first `count` keys; those times the values' scales as
 // bytes, and what to multiply the bytes with. Returns the weights' sums.
 MULL_INLINE vf soften_chunk(const float* scores, int64_t count, float top, const char* const* pages,
@@ -160,17 +193,44 @@ MULL_INLINE vf soften_chunk(const float* scores, int64_t count, float top, const
       weighed[v] = select(seen, weighed[v], vf{});
     }
     sums += weight;
-    largest = larger(largest, (vi)weighed[v] & 0x7fffffff);
+    largest = larger(largest, (vi)weighed[v]);  // none is negative: ordered like the floats
   }
   const int32_t bits = max_of(largest);
   float most;
   __builtin_memcpy(&most, &bits, 4);
   const float inverse = most > 0.0f ? 255.0f / most : 0.0f;
   *chunk_scale = most * (1.0f / 255.0f);
-#pragma GCC unroll 4
-  for (int v = 0; v < kVectorsInChunk; ++v)
-    store_bytes(reinterpret_cast<int8_t*>(bytes) + v * W, to_whole(weighed[v] * inverse));
+  store_chunk(bytes, weighed, inverse);
   return sums;
+}
+
+// A tile's scores [rows, kSplit] of the keys from `first` on into weights, their maximum and sum; the
+// values' sums become zero.
+static void soften_tile(const Attention& a, const AttentionTile& tile, int64_t first, float* scores,
+                        const char* const* pages, int64_t scales_at, const Parts& parts,
+                        const Int8Weights& weights) {
+  const int64_t dim = wide(a.value_dim);
+  for (int64_t r = 0; r < tile.rows; ++r) {
+    const int64_t count = low(kSplit, limit_of(tile, r) - first);
+    for (int64_t i = 0; i < dim; i += W) store(parts.part + r * dim + i, vf{});
+    float top = -__builtin_inff();
+    if (count > 0) top = top_score(scores + r * kSplit, count);
+    vf sums{};
+    for (int64_t chunk = 0; chunk < kChunks; ++chunk) {
+      const int64_t at = r * kSplit + chunk * kChunkKeys;
+      const int64_t seen = low(kChunkKeys, count - chunk * kChunkKeys);
+      if (seen <= 0) {
+        // Rows of a tile are weighed together: what a row does not see, it weighs with zeros.
+        __builtin_memset(weights.bytes + at, 0, kChunkKeys);
+        weights.scales[r * kChunks + chunk] = 0.0f;
+        continue;
+      }
+      sums += soften_chunk(scores + at, seen, top, pages + chunk * kChunkKeys / kPage, scales_at,
+                           weights.bytes + at, weights.scales + r * kChunks + chunk);
+    }
+    parts.part_max[r] = top;
+    parts.part_sum[r] = sum(sums);
+  }
 }
 
 struct Int8Cache {
@@ -184,8 +244,7 @@ struct Int8Cache {
     s.q_scales = arena->take<float>(kTileRows);
     s.q_offsets = arena->take<int32_t>(kTileRows);
     s.scores = arena->take<float>(kTileRows * kSplit);
-    s.weights = arena->take<uint8_t>(kTileRows * kSplit);
-    s.chunk_scales = arena->take<float>(kTileRows * kChunks);
+    s.weights = lay_out_weights(kTileRows, arena);
     s.mixed = arena->take<float>(a.key_dim);
     s.keys = arena->take<const char*>(kSplitPages);
     s.values = arena->take<const char*>(kSplitPages);
@@ -213,42 +272,21 @@ struct Int8Cache {
     const int64_t first = split * kSplit;
     const int64_t count = low(kSplit, limit_of(tile, tile.rows - 1) - first);
     const int64_t key_bytes = page_bytes(a.key_dim), value_bytes = page_bytes(a.value_dim);
-    find_pages(a, tile, a.key, key_bytes, first, first + count, s.keys);
-    find_pages(a, tile, a.value, value_bytes, first, first + count, s.values);
+    each_page(a, tile, first, count, [&](int64_t i, int64_t page) {
+      s.keys[i] = static_cast<const char*>(a.key) + page * key_bytes;
+      s.values[i] = static_cast<const char*>(a.value) + page * value_bytes;
+    });
     for (int64_t k = 0; k < count; k += kAcross * W) {
       by_register_tiles<kRegisterRows>(tile.rows, [&](auto height, int64_t r) {
         score_pages<height.count>(s, r, a.key_dim, s.keys + k / kPage, s.scores + r * kSplit + k);
       });
     }
-    for (int64_t r = 0; r < tile.rows; ++r) soften_row(a, tile, r, first, s);
+    soften_tile(a, tile, first, s.scores, s.values, a.value_dim * kPage, s.parts, s.weights);
     for (int64_t chunk = 0; chunk * kChunkKeys < count; ++chunk) {
       const int64_t quads = ceil_div(low(kChunkKeys, count - chunk * kChunkKeys), 4);
       by_register_tiles<kRegisterRows>(tile.rows, [&](auto height, int64_t r) {
         weigh_chunk_rows<height.count>(s, r, chunk, quads, a.value_dim);
       });
     }
-  }
-
-  static void soften_row(const Attention& a, const AttentionTile& tile, int64_t r, int64_t first,
-                         const Scratch& s) {
-    const int64_t count = low(kSplit, limit_of(tile, r) - first), dim = wide(a.value_dim);
-    for (int64_t i = 0; i < dim; i += W) store(s.parts.part + r * dim + i, vf{});
-    s.parts.part_max[r] = -__builtin_inff();
-    vf sums{};
-    if (count > 0) s.parts.part_max[r] = top_score(s.scores + r * kSplit, count);
-    for (int64_t chunk = 0; chunk < kChunks; ++chunk) {
-      const int64_t at = r * kSplit + chunk * kChunkKeys;
-      if (chunk * kChunkKeys >= count) {
-        // Rows of a tile are weighed together: what a row does not see, it weighs with zeros.
-        __builtin_memset(s.weights + at, 0, kChunkKeys);
-        s.chunk_scales[r * kChunks + chunk] = 0.0f;
-        continue;
-      }
-      sums += soften_chunk(s.scores + at, low(kChunkKeys, count - chunk * kChunkKeys),
-                           s.parts.part_max[r], s.values + chunk * kChunkKeys / kPage,
-                           a.value_dim * kPage, s.weights + at,
-                           s.chunk_scales + r * kChunks + chunk);
-    }
-    s.parts.part_sum[r] = sum(sums);
   }
 };

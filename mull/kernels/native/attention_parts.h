@@ -11,17 +11,22 @@ struct AttentionTile {
   int64_t first_limit;  // keys visible to the first position
 };
 
+// 32 bits: a 64-bit division takes as long as a dozen multiplications.
+MULL_INLINE int64_t quotient(int64_t a, int64_t b) {
+  return static_cast<uint32_t>(a) / static_cast<uint32_t>(b);
+}
+
 MULL_INLINE int64_t row_of(const AttentionTile& tile, int64_t r) {
-  return tile.first_row + r / tile.heads;
+  return tile.first_row + quotient(r, tile.heads);
 }
 
 MULL_INLINE int64_t head_of(const AttentionTile& tile, int64_t r) {
-  return tile.first_head + r % tile.heads;
+  return tile.first_head + r - quotient(r, tile.heads) * tile.heads;
 }
 
 // Keys visible to a row of the tile.
 MULL_INLINE int64_t limit_of(const AttentionTile& tile, int64_t r) {
-  return tile.first_limit + r / tile.heads;
+  return tile.first_limit + quotient(r, tile.heads);
 }
 
 // Hands out pieces of one buffer, or measures how large it must be (base null).
@@ -74,20 +79,28 @@ MULL_INLINE vf larger(vf a, vf b) {
 #endif
 }
 
-// 2^x for x <= 0, to 1e-7 of itself and to 1e-38; NaN stays NaN. As a softmax takes it: the maximum
-// is subtracted before.
+// 2^x for -0.5 <= x <= 0.5, to 1e-7 of itself.
+MULL_INLINE vf power_near_one(vf x) {
+  vf p = splat(1.326472731307149e-3f);
+  p = p * x + 9.671512991189957e-3f;
+  p = p * x + 5.550733581185341e-2f;
+  p = p * x + 2.402224242687225e-1f;
+  p = p * x + 6.931470036506653e-1f;
+  return p * x + 1.0f;
+}
+
+// 2^x for x <= 0, as a softmax takes it that has subtracted the maximum; below 1e-38 it may be
+// anything as small. NaN stays NaN.
 MULL_INLINE vf power_of_two(vf x) {
-  constexpr float kShift = 12582912.0f + 127.0f;  // leaves the nearest whole number + 127 in the low bits
+#if MULL_VECTOR_BYTES == 64
+  const vf rest = (vf)_mm512_reduce_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  return (vf)_mm512_scalef_ps((__m512)power_near_one(rest), (__m512)(x - rest));
+#else
+  constexpr float kShift = 12582912.0f + 127.0f;  // leaves the whole part + 127 in the low bits
   const vf y = larger(splat(-126.0f), x);
   const vf shifted = y + kShift;
-  const vf r = y - (shifted - kShift);
-  vf p = splat(1.326472731307149e-3f);
-  p = p * r + 9.671512991189957e-3f;
-  p = p * r + 5.550733581185341e-2f;
-  p = p * r + 2.402224242687225e-1f;
-  p = p * r + 6.931470036506653e-1f;
-  p = p * r + 1.0f;
-  return p * (vf)((vi)shifted << 23);
+  return power_near_one(y - (shifted - kShift)) * (vf)((vi)shifted << 23);
+#endif
 }
 
 MULL_INLINE vf lane_numbers() {

@@ -133,10 +133,3 @@ static void quantise_head(const float* x, int64_t width, void* cache, bool is_ke
   else
     quantise_value(x, width, at);
 }
-
-static void write_int8(const CacheRows* w, const Team& team) {
-  const int64_t items = w->count * w->heads;
-  for (int64_t i = team.first(items); i < team.last(items); ++i)
-    quantise_head(w->rows + i * w->width, w->width, w->cache, w->role == kKeys,
-                  w->slots[i / w->heads], w->block_size, w->heads, i % w->heads);
-}

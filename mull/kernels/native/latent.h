@@ -69,7 +69,9 @@ static void cache_rows(const LatentStack& stack, const Step& step, int64_t index
   void* cache = step.key_cache[index];
   for (int64_t r = team.first(step.rows); r < team.last(step.rows); ++r) {
     const float* from = b.latents + r * width;
-    if (step.cache_kind == kFloat32)
+    if (step.cache_kind == kCacheInt8)
+      quantise_latent(from, width, stack.latent, cache, step.slots[r], step.paging.block_size);
+    else if (step.cache_kind == kCacheFloat32)
       cache_head(from, width, static_cast<float*>(cache) + step.slots[r] * width);
     else
       cache_head(from, width, static_cast<uint16_t*>(cache) + step.slots[r] * width);
@@ -180,6 +182,7 @@ static Attention latent_attention(const LatentStack& stack, const Step& step, in
   a.value_dim = stack.latent;
   a.scale = stack.scale;
   a.cache_kind = step.cache_kind;
+  a.is_latent = 1;
   a.out_form = kPlain;
   return a;
 }

@@ -84,20 +84,29 @@ MULL_INLINE float load_one(const uint16_t* p) { return to_float(*p); }
 MULL_INLINE void store_one(float* p, float x) { *p = x; }
 MULL_INLINE void store_one(uint16_t* p, float x) { *p = to_bfloat16(x); }
 
+// Halves are added to each other, down to one lane.
 MULL_INLINE float sum(vf v) {
+#if MULL_VECTOR_BYTES == 64
+  return _mm512_reduce_add_ps((__m512)v);
+#else
   float parts[W];
   store(parts, v);
   for (int width = W / 2; width > 0; width /= 2)
     for (int i = 0; i < width; ++i) parts[i] += parts[i + width];
   return parts[0];
+#endif
 }
 
 MULL_INLINE float max_of(vf v) {
+#if MULL_VECTOR_BYTES == 64
+  return _mm512_reduce_max_ps((__m512)v);
+#else
   float parts[W];
   store(parts, v);
   float best = parts[0];
   for (int i = 1; i < W; ++i) best = high(best, parts[i]);
   return best;
+#endif
 }
 
 MULL_INLINE vf select(vi mask, vf a, vf b) { return (vf)((mask & (vi)a) | (~mask & (vi)b)); }
@@ -175,8 +184,14 @@ MULL_INLINE vi splat_quad(const void* p) {
 }
 
 MULL_INLINE vi larger(vi a, vi b) {
+#if MULL_VECTOR_BYTES == 64
+  return (vi)_mm512_max_epi32((__m512i)a, (__m512i)b);
+#elif MULL_VECTOR_BYTES == 32
+  return (vi)_mm256_max_epi32((__m256i)a, (__m256i)b);
+#else
   const vi more = a > b;
   return (a & more) | (b & ~more);
+#endif
 }
 
 MULL_INLINE int32_t max_of(vi v) {

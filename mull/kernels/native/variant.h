@@ -24,6 +24,8 @@ namespace {
 
 #include "attention_int8.h"
 
+#include "attention_latents.h"
+
 #include "attention.h"
 
 #include "layer.h"
