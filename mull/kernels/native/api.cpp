@@ -44,7 +44,7 @@ bool has_dot_products() {
 }
 #endif
 
-// The named variant, or the fastest; null where this processor lacks it.
+// The named variant, or the fastest; null where this processor, or this build, lacks it.
 const Variant* find_variant(const char* name) {
   auto wanted = [&](const char* candidate) { return !name || !strcmp(name, candidate); };
 #if defined(__x86_64__)
@@ -57,15 +57,23 @@ const Variant* find_variant(const char* name) {
       __builtin_cpu_supports("avx512bf16"))
     return avx512bf16_variant();
 #endif
+#ifdef MULL_WITH_AVX512VNNI
   if (wanted("avx512vnni") && has_avx512()) return avx512vnni_variant();
+#endif
 #ifdef MULL_WITH_AVXVNNI
   if (wanted("avxvnni") && has_avxvnni()) return avxvnni_variant();
 #endif
+#ifdef MULL_WITH_AVX2
   if (wanted("avx2") && has_avx2()) return avx2_variant();
-#elif defined(__aarch64__)
+#endif
+#endif
+#ifdef MULL_WITH_NEON
   if (wanted("neon") && has_dot_products()) return neon_variant();
 #endif
-  return wanted("portable") ? portable_variant() : nullptr;
+#ifdef MULL_WITH_PORTABLE
+  if (wanted("portable")) return portable_variant();
+#endif
+  return nullptr;
 }
 
 // Memory of one call. The last call's is kept for the next: fresh pages cost as much as a layer.
