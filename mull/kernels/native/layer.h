@@ -135,20 +135,16 @@ static int64_t lay_out(const Stack& stack, int64_t rows, int threads, int64_t at
                        char* base, Buffers* buffers) {
   const Layer& layer = stack.layers[0];
   const int64_t row_copies = rows * copies(rows, threads), width = stack.heads * stack.head_dim;
-  char* p = base;
-  auto take = [&](int64_t bytes) {
-    char* from = p;
-    p += aligned(bytes);
-    return from;
-  };
-  buffers->counters = reinterpret_cast<int64_t*>(take(8 * kCounter * stack.num_layers));
+  Arena arena{base, 0};
+  auto take = [&](int64_t bytes) { return arena.take<char>(bytes); };
+  buffers->counters = arena.take<int64_t>(kCounter * stack.num_layers);
   buffers->normed = take(row_copies * row_bytes_of(form_of(layer.qkv), stack.hidden));
   buffers->attended = take(rows * padded(width) * 4);
   buffers->narrow = take(row_copies * row_bytes_of(form_of(layer.out), width));
   buffers->hidden = take(rows * row_bytes_of(form_of(layer.down), layer.down.k));
-  buffers->qkv = reinterpret_cast<float*>(take(rows * layer.qkv.n * 4));
+  buffers->qkv = arena.take<float>(rows * layer.qkv.n);
   buffers->attention = take(attention_bytes);
-  return p - base;
+  return arena.used;
 }
 
 constexpr int64_t kUnit = 32;      // outputs quantised together

@@ -34,8 +34,7 @@ struct MlpBuffers {
 };
 
 MULL_INLINE int64_t form_rows_bytes(int32_t form, int64_t width, int64_t rows) {
-  return aligned(static_cast<char*>(form_row(nullptr, form, width, rows)) -
-                 static_cast<char*>(nullptr));
+  return aligned(rows * row_bytes_of(form, width));
 }
 
 // Panels from `first` on as a linear of n outputs.

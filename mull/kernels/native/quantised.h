@@ -64,18 +64,18 @@ MULL_INLINE void quantise_group(const float* x, Group* group) {
   float top;
   __builtin_memcpy(&top, &bits, 4);
   const float inverse = top > 0.0f ? 127.0f / top : 0.0f;
-  vi sums{};
+  vu sums{};  // where a value is NaN they wrap around
 #pragma GCC unroll 8
   for (int j = 0; j < kVectorsInGroup; ++j) {
     const vi whole = to_whole(v[j] * inverse);
     store_bytes(group->values + j * W, whole);
-    sums += whole;
+    sums += (vu)whole;
   }
-  const int32_t total = sum(sums);
+  const uint32_t total = sum(sums);
   group->scale = shortened(top * (1.0f / 127.0f));
   group->start_scale = -kStart * group->scale;
-  group->total = group->scale * static_cast<float>(total);
-  group->start = kStartBits - 128 * total;
+  group->total = group->scale * static_cast<float>(static_cast<int32_t>(total));
+  group->start = static_cast<int32_t>(kStartBits - 128 * total);
 }
 
 // Values [first, first + count) of a row, `first` a multiple of 32; the last group is filled up

@@ -204,11 +204,18 @@ MULL_INLINE int32_t max_of(vi v) {
 #endif
 }
 
-MULL_INLINE int32_t sum(vi v) {
+// Wraps around; GCC's own _mm512_reduce_add_epi32 adds signed numbers, where that is undefined.
+MULL_INLINE uint32_t sum(vu v) {
 #if MULL_VECTOR_BYTES == 64
-  return _mm512_reduce_add_epi32((__m512i)v);
+  const __m512i whole = (__m512i)v;
+  const __m256i half =
+      _mm256_add_epi32(_mm512_castsi512_si256(whole), _mm512_extracti64x4_epi64(whole, 1));
+  __m128i rest = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
+  rest = _mm_add_epi32(rest, _mm_shuffle_epi32(rest, 0x4e));
+  rest = _mm_add_epi32(rest, _mm_shuffle_epi32(rest, 0xb1));
+  return static_cast<uint32_t>(_mm_cvtsi128_si32(rest));
 #else
-  int32_t total = 0;
+  uint32_t total = 0;
   for (int i = 0; i < W; ++i) total += v[i];
   return total;
 #endif
