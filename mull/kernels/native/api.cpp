@@ -86,7 +86,13 @@ class Scratch {
     kept_ = static_cast<Kept*>(aligned_alloc(64, sizeof(Kept) + size_));
     if (kept_) kept_->size = size_;
   }
-  ~Scratch() { release(__atomic_exchange_n(&g_kept, kept_, __ATOMIC_ACQ_REL)); }
+  ~Scratch() {
+#if defined(__SANITIZE_ADDRESS__)
+    release(kept_);  // every call's memory ends where it asked for
+#else
+    release(__atomic_exchange_n(&g_kept, kept_, __ATOMIC_ACQ_REL));
+#endif
+  }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;
   char* get() const { return kept_ ? reinterpret_cast<char*>(kept_ + 1) : nullptr; }

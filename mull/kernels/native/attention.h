@@ -153,12 +153,16 @@ static void merge_splits(const Attention& a, const AttentionPlan& plan, float* s
   finish_row(a, row, head, whole[1], whole + W);
 }
 
+MULL_INLINE int64_t kept_floats(const Attention& a, const AttentionPlan& plan) {
+  return plan.side_by_side ? a.rows * a.heads * plan.splits * (wide(a.value_dim) + W) : 0;
+}
+
 template <class Cache>
 static size_t scratch_of(const Attention& a, int threads) {
   const AttentionPlan plan = plan_attention(a, Cache::kTileRows, threads);
   Arena arena{nullptr, 0};
   for (int i = 0; i < threads; ++i) Cache::lay_out(a, &arena);
-  if (plan.side_by_side) arena.take<float>(a.rows * a.heads * plan.splits * (wide(a.value_dim) + W));
+  arena.take<float>(kept_floats(a, plan));
   return static_cast<size_t>(arena.used);
 }
 
@@ -172,7 +176,7 @@ static void attention_of(const Attention& a, int64_t* taken, char* scratch, cons
     const typename Cache::Scratch other = Cache::lay_out(a, &arena);
     if (i == team.id) s = other;
   }
-  float* splits = plan.side_by_side ? arena.take<float>(0) : nullptr;
+  float* splits = arena.take<float>(kept_floats(a, plan));
   const int64_t pieces = plan.side_by_side ? plan.items * plan.splits : plan.items;
   for (;;) {
     const int64_t piece = __atomic_fetch_add(taken, 1, __ATOMIC_RELAXED);

@@ -29,19 +29,6 @@ MULL_INLINE int64_t limit_of(const AttentionTile& tile, int64_t r) {
   return tile.first_limit + quotient(r, tile.heads);
 }
 
-// Hands out pieces of one buffer, or measures how large it must be (base null).
-struct Arena {
-  char* base;
-  int64_t used;
-
-  template <class T>
-  T* take(int64_t count) {
-    char* from = base ? base + used : nullptr;
-    used += round_up(count * static_cast<int64_t>(sizeof(T)), 64);
-    return reinterpret_cast<T*>(from);
-  }
-};
-
 // Of every row of a tile: maximum (of scores in units of log 2), sum of softmax weights and weighed
 // values, of one split and merged.
 struct Parts {

@@ -1,25 +1,5 @@
 // The layers of latent.h and moe.h one after another, and the memory they share.
 
-// Hands out pieces of one block of memory; with base null it only counts.
-class Carver {
- public:
-  explicit Carver(char* base) : at_(base), bytes_(0) {}
-  template <class T>
-  T* take(int64_t count) {
-    return reinterpret_cast<T*>(take_bytes(count * static_cast<int64_t>(sizeof(T))));
-  }
-  char* take_bytes(int64_t bytes) {
-    char* taken = at_ ? at_ + bytes_ : nullptr;
-    bytes_ += aligned(bytes);
-    return taken;
-  }
-  int64_t bytes() const { return bytes_; }
-
- private:
-  char* at_;
-  int64_t bytes_;
-};
-
 // The widest need of any layer: the first ones may have no experts.
 struct Widths {
   int64_t entry, queries, narrow, gated, experts, pairs;
@@ -39,26 +19,26 @@ static Widths widths_of(const LatentStack& stack, int64_t rows) {
   return w;
 }
 
-static void carve_local(const LatentStack& stack, int64_t rows, const Widths& w, Carver* carver,
-                        LatentBuffers* b) {
+static void lay_out_local(const LatentStack& stack, int64_t rows, const Widths& w, Arena* arena,
+                          LatentBuffers* b) {
   const int64_t experts = w.experts ? stack.routing.experts : 0;
   const int64_t gated = high(kGatedFloats, high(rows * kUnit, high(stack.hidden, w.queries)));
   MlpLocal& local = b->mlp.local;
-  local.gate = carver->take<float>(gated);
-  local.up = carver->take<float>(gated);
-  local.down = carver->take<float>(high(kDownFloats, w.pairs * kUnit));
-  local.router.ranks = carver->take<float>(experts);
-  local.router.group_scores = carver->take<float>(experts);
-  local.router.taken = carver->take<char>(experts);
-  local.router.group_taken = carver->take<char>(experts);
-  local.groups.starts = carver->take<int32_t>(experts + 1);
-  local.groups.active = carver->take<int32_t>(experts);
-  local.groups.rows = carver->take<int32_t>(w.pairs);
-  local.groups.places = carver->take<int32_t>(w.pairs);
-  local.experts = carver->take<int32_t>(experts);
-  local.weights = carver->take<float>(experts);
+  local.gate = arena->take<float>(gated);
+  local.up = arena->take<float>(gated);
+  local.down = arena->take<float>(high(kDownFloats, w.pairs * kUnit));
+  local.router.ranks = arena->take<float>(experts);
+  local.router.group_scores = arena->take<float>(experts);
+  local.router.taken = arena->take<char>(experts);
+  local.router.group_taken = arena->take<char>(experts);
+  local.groups.starts = arena->take<int32_t>(experts + 1);
+  local.groups.active = arena->take<int32_t>(experts);
+  local.groups.rows = arena->take<int32_t>(w.pairs);
+  local.groups.places = arena->take<int32_t>(w.pairs);
+  local.experts = arena->take<int32_t>(experts);
+  local.weights = arena->take<float>(experts);
   const int64_t head = high(stack.latent, stack.nope);
-  b->head_rows = carver->take_bytes(form_rows_bytes(kPlain, head, kHeadRows));
+  b->head_rows = arena->take<char>(form_rows_bytes(kPlain, head, kHeadRows));
 }
 
 // float32 is the widest form, so every buffer of rows holds any other.
@@ -66,30 +46,30 @@ static int64_t lay_out(const LatentStack& stack, const Step& step, int64_t atten
                        char* base, int threads, int id, LatentBuffers* b) {
   const int64_t rows = step.rows;
   const Widths w = widths_of(stack, rows);
-  Carver carver(base);
-  b->counters = carver.take<int64_t>(kCounter * stack.num_layers);
-  b->narrow = carver.take_bytes(form_rows_bytes(kPlain, w.narrow, rows));
-  b->entry = carver.take<float>(rows * w.entry);
-  b->queries = carver.take<float>(rows * w.queries);
-  b->latents = carver.take<float>(rows * cached_width(stack));
-  b->absorbed = carver.take<float>(rows * stack.heads * cached_width(stack));
-  b->attended = carver.take<float>(rows * stack.heads * stack.latent);
-  b->expanded = carver.take<float>(rows * stack.heads * stack.value);
-  b->mlp.plain = carver.take_bytes(form_rows_bytes(kPlain, stack.hidden, rows));
-  b->mlp.narrow = carver.take_bytes(form_rows_bytes(kPlain, stack.hidden, rows));
-  b->mlp.gathered = carver.take_bytes(form_rows_bytes(kPlain, stack.hidden, w.pairs));
-  b->mlp.hidden = carver.take_bytes(form_rows_bytes(kPlain, w.experts, w.pairs));
-  b->mlp.shared = carver.take_bytes(form_rows_bytes(kPlain, w.gated, rows));
-  b->mlp.logits = carver.take<float>(w.experts ? rows * stack.routing.experts : 0);
-  b->mlp.experts = carver.take<int32_t>(w.pairs);
-  b->mlp.weights = carver.take<float>(w.pairs);
-  b->attention = carver.take_bytes(attention_bytes);
+  Arena arena{base, 0};
+  b->counters = arena.take<int64_t>(kCounter * stack.num_layers);
+  b->narrow = arena.take<char>(form_rows_bytes(kPlain, w.narrow, rows));
+  b->entry = arena.take<float>(rows * w.entry);
+  b->queries = arena.take<float>(rows * w.queries);
+  b->latents = arena.take<float>(rows * cached_width(stack));
+  b->absorbed = arena.take<float>(rows * stack.heads * cached_width(stack));
+  b->attended = arena.take<float>(rows * stack.heads * stack.latent);
+  b->expanded = arena.take<float>(rows * stack.heads * stack.value);
+  b->mlp.plain = arena.take<char>(form_rows_bytes(kPlain, stack.hidden, rows));
+  b->mlp.narrow = arena.take<char>(form_rows_bytes(kPlain, stack.hidden, rows));
+  b->mlp.gathered = arena.take<char>(form_rows_bytes(kPlain, stack.hidden, w.pairs));
+  b->mlp.hidden = arena.take<char>(form_rows_bytes(kPlain, w.experts, w.pairs));
+  b->mlp.shared = arena.take<char>(form_rows_bytes(kPlain, w.gated, rows));
+  b->mlp.logits = arena.take<float>(w.experts ? rows * stack.routing.experts : 0);
+  b->mlp.experts = arena.take<int32_t>(w.pairs);
+  b->mlp.weights = arena.take<float>(w.pairs);
+  b->attention = arena.take<char>(attention_bytes);
   for (int thread = 0; thread < threads; ++thread) {
     LatentBuffers own = *b;
-    carve_local(stack, rows, w, &carver, &own);
+    lay_out_local(stack, rows, w, &arena, &own);
     if (thread == id) *b = own;
   }
-  return carver.bytes();
+  return arena.used;
 }
 
 static int64_t latent_attention_bytes(const LatentStack& stack, const Step& step, int threads) {

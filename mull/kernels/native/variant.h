@@ -8,6 +8,10 @@
 #include <arm_neon.h>
 #endif
 
+#if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
+#endif
+
 namespace MULL_VARIANT {
 namespace {
 #include "simd.h"
@@ -17,6 +21,8 @@ namespace {
 #include "linear.h"
 
 #include "int8_cache.h"
+
+#include "arena.h"
 
 #include "attention_parts.h"
 
