@@ -8,12 +8,11 @@ from pathlib import Path
 import pytest
 import torch
 from kernel_variants import without_native
+from native_builds import ROOT, need
 
 from mull import kernels
 from mull.errors import KernelError
 from mull.kernels import library
-
-ROOT = Path(__file__).resolve().parent.parent
 
 
 def test_native_kernels_are_built_where_a_compiler_is() -> None:
@@ -74,22 +73,26 @@ def test_the_environment_chooses_the_instruction_set(monkeypatch: pytest.MonkeyP
     library.select(chosen)
 
 
-def test_the_package_configures_without_a_compiler(tmp_path: Path) -> None:
-    tools = {name: shutil.which(name) for name in ("cmake", "ninja")}
-    if None in tools.values():
-        pytest.skip("needs cmake and ninja")
-    for name, path in tools.items():
-        (tmp_path / name).symlink_to(str(path))
-    build = tmp_path / "build"
-    ran = subprocess.run(
-        [tmp_path / "cmake", "-G", "Ninja", "-S", ROOT, "-B", build],
+@pytest.mark.parametrize("compiler", [None, "/nowhere/c++"])
+def test_without_a_compiler_the_package_configures_and_installs_nothing(
+    compiler: str | None, tmp_path: Path
+) -> None:
+    cmake, make = need("cmake", "make", why="nothing can be configured")
+    (tmp_path / "make").symlink_to(make)
+    only = {"PATH": str(tmp_path)} | ({"CXX": compiler} if compiler else {})
+    build, target = tmp_path / "build", tmp_path / "target"
+    configured = subprocess.run(
+        [cmake, "-G", "Unix Makefiles", "-S", ROOT, "-B", build],
         capture_output=True,
         text=True,
-        env={"PATH": str(tmp_path)},
+        env=only,
         check=False,
     )
-    assert ran.returncode == 0, ran.stderr
-    assert "no C++ compiler" in ran.stderr
+    assert configured.returncode == 0, configured.stderr
+    assert "no C++ compiler: mull is installed without" in configured.stderr
+    for step in (["--build", build], ["--install", build, "--prefix", target]):
+        subprocess.run([cmake, *step], capture_output=True, env=only, check=True)
+    assert not list(target.rglob("*"))
 
 
 def test_a_thread_can_dismiss_its_team():
