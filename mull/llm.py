@@ -12,7 +12,7 @@ from typing import Any, Literal, SupportsIndex, cast, overload
 
 import torch
 
-from mull import kernels, weights
+from mull import kernels, loading, weights
 from mull.engine import (
     Engine,
     EngineRunner,
@@ -22,7 +22,6 @@ from mull.engine import (
     TokenLogprob,
     ToolCall,
     check_mode,
-    prepare,
 )
 from mull.engine import Event as EngineEvent
 from mull.errors import RequestError
@@ -34,7 +33,6 @@ Thinking = Literal["auto", "on", "off"]
 Message = dict[str, Any]
 Prompt = str | list[int] | list[Message]
 
-_DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 _THINKING: dict[str, bool | None] = {"auto": None, "on": True, "off": False}
 # Without max_tokens a model that never ends would fill its whole context.
 DEFAULT_MAX_TOKENS = 4096
@@ -79,6 +77,7 @@ def load(
     device: str = "auto",
     threads: int | None = None,
     context: int | None = None,
+    cache: str = "auto",
     cache_tokens: int | None = None,
     speculation: str = "auto",
     progress: Callable[[int, int], None] | None = None,
@@ -86,42 +85,48 @@ def load(
 ) -> LLM:
     """Load a model: a name in the store, a folder in Hugging Face layout, or a .gguf file.
 
-    precision: auto (bf16 where it is fast, else fp32), fp32 or bf16. device: auto, cpu or cuda.
-    context: at most this many tokens per conversation, default the model's own. speculation: auto,
-    ngram or off, whether tokens may be guessed ahead and checked; answers stay the same. progress
-    is called with (bytes done, bytes in all). Raises WeightsError or TextError for a bad model,
-    also when it does not fit into memory, unless ignore_memory; RequestError for a bad argument.
+    precision: auto (see `mull show`), fp32, bf16, or on a CPU q8 or q4, whose packed weights are
+    kept in a file for the next start. device: auto, cpu or cuda. context: at most this many tokens
+    per conversation, default the model's own. cache: auto, fp32 or bf16 keys and values.
+    speculation: auto, ngram or off, whether tokens may be guessed ahead and checked; answers stay
+    the same. progress is called with (bytes done, bytes in all). Raises WeightsError or TextError
+    for a bad model, and unless ignore_memory for one that does not fit into memory; RequestError
+    for a bad argument.
     """
-    _use_threads(threads)
-    if cache_tokens is not None and not _is_count(cache_tokens, 2**31 - 1):
-        raise RequestError(f"cache_tokens is {cache_tokens!r}, but must be a whole number from 1")
+    chosen_device = loading.check_options(
+        precision=precision, device=device, threads=threads, cache=cache, cache_tokens=cache_tokens
+    )
     check_mode(speculation)
-    chosen_device = _choose_device(device)
-    chosen_precision = _choose_precision(precision, chosen_device)
-    files = weights.resolve(model)
-    config = weights.load_config(files)
-    dtype = _DTYPES[chosen_precision]
-    if context is not None and not _is_count(context, config.max_position_embeddings):
+    if threads is not None:
+        torch.set_num_threads(threads)
+    opened = weights.OpenedModel(weights.resolve(model))
+    name, config = opened.files.name, opened.config
+    if context is not None and not loading.is_count(context, config.max_position_embeddings):
         raise RequestError(
-            f"context is {context!r}, but {files.name} holds 1 to {config.max_position_embeddings}"
+            f"context is {context!r}, but {name} holds 1 to {config.max_position_embeddings}"
         )
+    chosen = loading.choose_precision(precision, config, chosen_device)
     if not ignore_memory and chosen_device.type == "cpu":
-        weights.refuse_unless_fits(config, dtype, name=files.name)
-    tokenizer = Tokenizer.from_source(weights.tokenizer_source(files))
+        weights.refuse_unless_fits(config, chosen, name=name, cache_tokens=cache_tokens)
+    tokenizer = Tokenizer.from_source(opened.tokenizer_source)
     template = ChatTemplate.for_tokenizer(tokenizer, tokenizer.chat_template)
-    built = weights.load_model(files, dtype=dtype, device=chosen_device, progress=progress)
+    prepared = loading.load_prepared(
+        opened, precision=chosen, device=chosen_device, progress=progress
+    )
+    del opened  # the files' maps and tables
+    loading.give_back_memory()
     engine = Engine(
-        prepare(built, precision=chosen_precision, device=chosen_device),
+        prepared,
         tokenizer,
         template,
         context=context,
         speculation=check_mode(speculation),
         cache_tokens=cache_tokens,
-        cache_dtype=dtype,
+        cache_dtype=loading.cache_dtype(cache, chosen),
         available_bytes=_available_bytes(chosen_device),
         device=chosen_device,
     )
-    return LLM(files.name, tokenizer, template, engine, precision=chosen_precision)
+    return LLM(name, tokenizer, template, engine, precision=chosen)
 
 
 class LLM:
@@ -306,42 +311,6 @@ def _is_batch(prompt: object) -> bool:
             f"the prompt {what}: give a text, messages, token ids, or a list of those"
         )
     return not isinstance(prompt[0], int | dict)
-
-
-def _is_count(value: object, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
-
-
-def _use_threads(threads: int | None) -> None:
-    if threads is None:
-        return
-    if not _is_count(threads, 1024):
-        raise RequestError(f"threads is {threads!r}, but must be a whole number from 1 to 1024")
-    torch.set_num_threads(threads)
-
-
-def _choose_device(device: str) -> torch.device:
-    if device not in ("auto", "cpu", "cuda"):
-        raise RequestError(f"device is {device!r}, but must be auto, cpu or cuda")
-    has_cuda = torch.cuda.is_available()
-    if device == "cuda" and not has_cuda:
-        raise RequestError(
-            "device is cuda, but this torch sees no CUDA device: "
-            "use cpu, or install a CUDA build of torch"
-        )
-    return torch.device("cuda" if device == "cuda" or (device == "auto" and has_cuda) else "cpu")
-
-
-def _choose_precision(precision: str, device: torch.device) -> str:
-    if precision == "auto":
-        return "bf16" if device.type == "cuda" or kernels.native_available() else "fp32"
-    if precision in ("q8", "q4"):
-        raise RequestError(
-            f"precision {precision} is not in this version of mull: use auto, bf16 or fp32"
-        )
-    if not isinstance(precision, str) or precision not in _DTYPES:
-        raise RequestError(f"precision is {precision!r}, but must be auto, fp32 or bf16")
-    return precision
 
 
 def _available_bytes(device: torch.device) -> int:

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from mull import weights
 from mull.errors import WeightsError
@@ -77,10 +76,10 @@ def test_what_does_not_fit_is_told_with_what_does() -> None:
     assert not fit
     assert fit.line == (
         "deepseek-r1 needs 1.3 TB of memory in bf16, 23.4 GB are free: does not fit; "
-        "deepseek-r1-0528-qwen3-8b (16.4 GB) does"
+        "deepseek-r1-distill-qwen-32b (65.5 GB to pull) does"
     )
     small = memory.fits(config_of("deepseek-r1"), name="deepseek-r1", available=5_000_000_000)
-    assert small.line.endswith("deepseek-r1-distill-qwen-1.5b (3.6 GB) does")
+    assert small.line.endswith("deepseek-r1-distill-qwen-1.5b (3.6 GB to pull) does")
     seven = config_of("deepseek-r1-distill-qwen-7b")
     assert memory.fits(seven, precision="fp32", available=20 * 10**9).line.endswith(
         "with --precision bf16 it does"
@@ -92,8 +91,8 @@ def test_what_does_not_fit_is_told_with_what_does() -> None:
 
 def test_loading_what_cannot_fit_is_refused() -> None:
     with pytest.raises(WeightsError, match=r"deepseek-r1 needs 1\.3 TB"):
-        weights.refuse_unless_fits(config_of("deepseek-r1"), torch.bfloat16, name="deepseek-r1")
-    weights.refuse_unless_fits(config_of("smollm2-135m"), torch.float32, name="smollm2-135m")
+        weights.refuse_unless_fits(config_of("deepseek-r1"), "bf16", name="deepseek-r1")
+    weights.refuse_unless_fits(config_of("smollm2-135m"), "fp32", name="smollm2-135m")
 
 
 def test_the_largest_context_just_fits() -> None:
@@ -127,6 +126,6 @@ def test_a_pulled_model_is_described_from_its_files(smollm2_gguf: Path) -> None:
     entry = CATALOG["smollm2-135m"]
     assert isinstance(entry.source, WheelSource)
     assert [item["sha256"] for item in facts["files"]] == [entry.source.sha256]
-    assert [item["precision"] for item in facts["fits"]] == ["fp32", "bf16"]
+    assert [item["precision"] for item in facts["fits"]] == ["fp32", "bf16", "q8", "q4"]
     loose = weights.describe(str(smollm2_gguf))
     assert (loose["pulled"], loose["licence"]) == (False, "apache-2.0")

@@ -72,13 +72,12 @@ def bench(
 
 def run_bench(llm: LLM, rounds: int) -> Iterator[dict[str, Any]]:
     """Prefill of 512 tokens, then decode at each batch size: the objects of `--json`."""
-    import torch
-
     from mull.cli.speed import PROMPT_TOKENS, Work, check_room, decode_rate, prefill_rate
+    from mull.weights.memory import weight_bytes
 
     check_room(llm.context, PREFILL_TOKENS + 1)
-    dtype = torch.float32 if llm.precision == "fp32" else torch.bfloat16
-    work = Work(llm.config, dtype.itemsize, llm.config.cache_bytes_per_token(dtype))
+    each = weight_bytes(llm.config, llm.precision) / llm.config.parameter_count()[0]
+    work = Work(llm.config, each, llm.engine.cache.bytes_per_token)
 
     def result(metric: str, batch: int, rate: float, step_bytes: float, step_ops: float) -> Any:
         steps_per_s = rate / batch

@@ -84,8 +84,7 @@ class Chat:
     model: str  # as the user named it: a path has no other name to load it by
 
     def run_terminal(self) -> int:
-        llm = self.conversation.llm
-        note(f"{llm.name} · {llm.precision} · context {llm.context:,} tokens · /help for help")
+        note(f"{self.conversation.model_line()} · /help for help")
         for line in terminal_lines():
             try:
                 self.handle(line, verbose=True)
@@ -138,10 +137,11 @@ class Chat:
         from mull import weights
 
         weights.load_config(weights.resolve(name))
-        self.conversation.llm.close()  # two models at once may not fit
+        self.conversation.llm.close()
+        del self.conversation.llm  # its memory too: two models at once may not fit
         try:
             self.conversation.continue_with(load(name, self.options))
-        except MullError:
+        except BaseException:
             self.conversation.llm = load(self.model, self.options)
             raise
         self.model = name

@@ -83,6 +83,9 @@ class Conversation:
             if close is not None:
                 close()  # cancels the request, so its cache blocks are free at once
 
+    def model_line(self) -> str:
+        return f"{self.llm.name} · {self.llm.precision} · context {self.llm.context:,} tokens"
+
     def continue_with(self, llm: LLM) -> None:
         """Go on with another model, to which the old one's token ids mean nothing."""
         self.llm = llm

@@ -39,11 +39,13 @@ def models(as_json: JsonOption = False) -> None:
 
 
 def _pulled_row(files: ModelFiles) -> dict[str, Any]:
+    from mull.weights import packed_bytes
+
     manifest = files.manifest or {}
     return {
         "name": files.name,
         "is_pulled": True,
-        "bytes": _bytes_of(files.path),
+        "bytes": _bytes_of(files.path) + (packed_bytes(files) if files.kind == "gguf" else 0),
         "format": files.kind,
         "licence": manifest.get("licence"),
         "path": str(files.path),

@@ -31,7 +31,7 @@ ModelOption = Annotated[
 ]
 PrecisionOption = Annotated[
     str,
-    typer.Option(metavar="P", help="auto, fp32 or bf16: how the weights lie in memory."),
+    typer.Option(metavar="P", help="auto, fp32, bf16, q8 or q4: how the weights lie in memory."),
 ]
 DeviceOption = Annotated[str, typer.Option(metavar="D", help="auto, cpu or cuda.")]
 ThreadsOption = Annotated[
@@ -81,11 +81,12 @@ class LoadOptions:
 
 def load(model: str, options: LoadOptions) -> LLM:
     """Load a model; the default one is pulled first when it is not in the store yet."""
+    from mull.llm import load as load_llm
+    from mull.loading import check_options
+
+    check_options(precision=options.precision, device=options.device, threads=options.threads)
     if model == DEFAULT_MODEL:
         pull_if_absent(model)
-
-    from mull.llm import load as load_llm
-
     with progress_bar(f"Loading {model}") as progress:
         return load_llm(
             model,

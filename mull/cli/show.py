@@ -48,6 +48,8 @@ def _lines(facts: dict[str, Any]) -> Iterator[tuple[str, str]]:
         if name == "fits":
             for fit in value:
                 yield f"at {fit['precision']}", _fit_in_words(fit)
+        elif name == "auto":
+            yield "precision auto", f"{value['precision']}: {value['why']}"
         elif name == "files":
             for file in value:
                 yield "file", f"{file['path']}, {in_gb(file['bytes'])}, SHA-256 {file['sha256']}"
@@ -61,7 +63,10 @@ def _fit_in_words(fit: dict[str, Any]) -> str:
         if fit["fits"]
         else "does not fit"
     )
-    return f"needs {in_gb(fit['needed_bytes'])} of {in_gb(fit['available_bytes'])}: {verdict}"
+    return (
+        f"weights {in_gb(fit['weight_bytes'])}, in all {in_gb(fit['needed_bytes'])} "
+        f"of {in_gb(fit['available_bytes'])}: {verdict}"
+    )
 
 
 def _in_words(name: str, value: Any) -> str:
@@ -69,7 +74,7 @@ def _in_words(name: str, value: Any) -> str:
         return "not stated"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if name in ("bytes", "download_bytes") and isinstance(value, int):
+    if name in ("bytes", "download_bytes", "packed_bytes") and isinstance(value, int):
         return in_gb(value)
     if isinstance(value, int):
         return f"{value:,}"

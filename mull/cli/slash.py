@@ -52,8 +52,7 @@ def _help(chat: Chat, argument: str) -> None:
 def _model(chat: Chat, argument: str) -> None:
     if argument:
         chat.switch_model(argument)
-    llm = chat.conversation.llm
-    note(f"model {llm.name} · {llm.precision} · context {llm.context:,} tokens")
+    note(f"model {chat.conversation.model_line()}")
 
 
 def _think(chat: Chat, argument: str) -> None:

@@ -26,7 +26,7 @@ class Work:
     """
 
     config: ModelConfig
-    weight_bytes_each: int
+    weight_bytes_each: float
     cache_bytes_per_token: int
 
     @property

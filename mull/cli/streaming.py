@@ -46,12 +46,10 @@ def answer_json(model: str, answer: Answer) -> dict[str, Any]:
         "thinking": answer.thinking,
         "answer": answer.text,
         "usage": {
-            name: usage[name]
-            for name in ("prompt_tokens", "cached_tokens", "reasoning_tokens", "completion_tokens")
+            name: usage[name] for name in ("prompt_tokens", "reasoning_tokens", "completion_tokens")
         },
         "timing": {name: _rounded(timing[name]) for name in ("ttft_s", "tokens_per_s")},
         "finish_reason": answer.finish_reason,
-        "finish_details": answer.finish_details,
     }
 
 

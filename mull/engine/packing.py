@@ -44,8 +44,13 @@ def take_packed(
         delattr(module, name)
     if len(linears) == 1:
         return PackedLinear.from_linear(linears[0], kind)
+    has_bias = any(linear.bias is not None for linear in linears)
+    if linears[0].weight.is_meta:
+        # By arithmetic: for torch.cat on the meta device torch imports its compiler, two seconds.
+        inputs, outputs = linears[0].in_features, sum(linear.out_features for linear in linears)
+        return PackedLinear(inputs, outputs, kind, bias=has_bias, device="meta")
     weight = torch.cat([linear.weight.detach() for linear in linears])
-    if all(linear.bias is None for linear in linears):
+    if not has_bias:
         return PackedLinear.pack(weight, None, kind)
     biases = [
         torch.zeros_like(linear.weight[:, 0]) if linear.bias is None else linear.bias.detach()

@@ -46,6 +46,11 @@ class PackedEmbedding(nn.Module):
         return self.head.rows(ids_T).to(self.dtype)
 
 
+def is_packed(precision: str, device: torch.device) -> bool:
+    """Whether `prepare` packs; else it only changes dtype and device."""
+    return device.type == "cpu" and (precision in QUANTISED or kernels.native_available())
+
+
 def prepare(
     model: CausalLM, *, precision: str, device: torch.device, fill: Fill = already_filled
 ) -> CausalLM:
@@ -61,10 +66,9 @@ def prepare(
     if precision in QUANTISED and device.type != "cpu":
         raise RequestError(f"precision {precision} runs on the CPU only: use bf16 on {device.type}")
     model.requires_grad_(False).eval()
-    native = device.type == "cpu" and kernels.native_available()
-    if native or precision in QUANTISED:
+    if is_packed(precision, device):
         residual = dtype
-        if native and (model.config.is_mla or not model.config.is_moe):
+        if kernels.native_available() and (model.config.is_mla or not model.config.is_moe):
             _fuse(model, precision, fill)
             residual = torch.float32
         _pack_head(model, precision, residual, fill)

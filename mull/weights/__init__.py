@@ -13,8 +13,19 @@ if TYPE_CHECKING:
     from mull.weights.description import describe, verify
     from mull.weights.files import ModelFiles
     from mull.weights.gguf_export import export_gguf, save_gguf
-    from mull.weights.loader import holds_mtp, load_config, load_model, tokenizer_source
+    from mull.weights.loader import (
+        empty_model,
+        holds_mtp,
+        lay_out,
+        load_config,
+        load_model,
+        tokenizer_source,
+    )
     from mull.weights.memory import available_memory, fits, refuse_unless_fits
+    from mull.weights.opened import OpenedModel
+    from mull.weights.packed import PackedFile
+    from mull.weights.packed_place import packed_bytes
+    from mull.weights.precision import auto_precision
     from mull.weights.pulling import pull
     from mull.weights.save import save_folder
     from mull.weights.store import list_models, models_home, remove, resolve
@@ -28,13 +39,19 @@ _HOME = {
     "ModelFiles": "files",
     "export_gguf": "gguf_export",
     "save_gguf": "gguf_export",
+    "empty_model": "loader",
     "holds_mtp": "loader",
+    "lay_out": "loader",
     "load_config": "loader",
     "load_model": "loader",
     "tokenizer_source": "loader",
+    "auto_precision": "precision",
     "available_memory": "memory",
     "fits": "memory",
     "refuse_unless_fits": "memory",
+    "OpenedModel": "opened",
+    "PackedFile": "packed",
+    "packed_bytes": "packed_place",
     "pull": "pulling",
     "save_folder": "save",
     "list_models": "store",
@@ -45,16 +62,22 @@ _HOME = {
 __all__ = [
     "CatalogEntry",
     "ModelFiles",
+    "OpenedModel",
+    "PackedFile",
+    "auto_precision",
     "available_memory",
     "describe",
+    "empty_model",
     "export_gguf",
     "fits",
     "holds_mtp",
+    "lay_out",
     "list_models",
     "load_catalog",
     "load_config",
     "load_model",
     "models_home",
+    "packed_bytes",
     "pull",
     "refuse_unless_fits",
     "remove",

@@ -11,6 +11,8 @@ from mull.weights import catalog, memory, store
 from mull.weights.catalog import CatalogEntry, HubSource, WheelSource
 from mull.weights.files import ModelFiles
 from mull.weights.manifest import Progress, damaged_files, read_manifest
+from mull.weights.packed_place import packed_bytes
+from mull.weights.precision import auto_precision
 
 if TYPE_CHECKING:
     from mull.model.config import ModelConfig
@@ -67,11 +69,13 @@ def _describe_files(files: ModelFiles) -> dict[str, Any]:
         "format": files.kind,
         "pulled": bool(manifest),
         **stored,
+        "packed_bytes": packed_bytes(files),
         **_shape(config),
         **_told(entry, licence),
         "source": _source_line(source) if source else None,
         "revision": manifest.get("revision"),
         "pulled_at": manifest.get("pulled_at"),
+        "auto": _auto(config),
         "fits": _what_fits(config),
         "files": [
             {"path": item["path"], "bytes": item["size"], "sha256": item["sha256"]}
@@ -96,6 +100,7 @@ def _describe_entry(entry: CatalogEntry) -> dict[str, Any]:
         **_told(entry, None),
         "source": _source_line({"kind": kind, **vars(source)}),
         "revision": source.version if isinstance(source, WheelSource) else None,
+        "auto": _auto(config),
         "fits": _what_fits(config),
     }
 
@@ -125,13 +130,25 @@ def _what_fits(config: ModelConfig) -> list[dict[str, Any]]:
     return [
         {
             "precision": precision,
+            "weight_bytes": memory.weight_bytes(config, precision),
             "needed_bytes": memory.needed_bytes(config, precision),
             "available_bytes": have,
             "fits": memory.needed_bytes(config, precision) <= have,
             "largest_context": memory.largest_context(config, precision, have),
         }
-        for precision in memory.BYTES
+        for precision in memory.PRECISIONS
     ]
+
+
+def _auto(config: ModelConfig) -> dict[str, str]:
+    """What --precision auto chooses on this machine, and why."""
+    import torch
+
+    from mull.kernels import native_available
+
+    on_cpu = not torch.cuda.is_available()
+    choice = auto_precision(config, on_cpu=on_cpu, native=native_available())
+    return choice._asdict()
 
 
 def _stored_gguf(path: Path) -> dict[str, Any]:

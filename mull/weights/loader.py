@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +15,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from mull.errors import ModelError, WeightsError
+from mull.errors import WeightsError
 from mull.model.checkpoint_names import Slot, checkpoint_slots, is_known_surplus
 from mull.model.config import ModelConfig
 from mull.model.transformer import CausalLM
 from mull.weights.files import ModelFiles
-from mull.weights.gguf_config import config_from_gguf
-from mull.weights.gguf_file import GgufFile, open_gguf
-from mull.weights.gguf_tensors import gguf_sources
-from mull.weights.safetensors_folder import folder_sources, read_json
+from mull.weights.opened import OpenedModel
 from mull.weights.tensor_source import TensorSource
 
 Progress = Callable[[int, int], None]
@@ -33,13 +29,16 @@ _NAMED_IN_ERROR = 3
 
 def load_config(files: ModelFiles) -> ModelConfig:
     """The model's shape, from config.json or GGUF metadata. Raises WeightsError or ModelError."""
-    if files.kind == "gguf":
-        return _gguf_config(open_gguf(files.path))[1]
-    return _folder_config(files.path)[1]
+    return OpenedModel(files).config
+
+
+def tokenizer_source(files: ModelFiles) -> Path | dict[str, Any]:
+    """What text/ makes a tokenizer of: the folder (it has a tokenizer.json), or GGUF metadata."""
+    return OpenedModel(files).tokenizer_source
 
 
 def load_model(
-    files: ModelFiles,
+    files: ModelFiles | OpenedModel,
     *,
     dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
@@ -53,15 +52,34 @@ def load_model(
     model and a few MB. Raises WeightsError naming tensor and file when one is missing, surplus or
     of another shape than the configuration says.
     """
-    config, sources = _open(files)
-    _refuse_impossible(files.path, config, sources)
-    with _NoRandomNumbers():
-        model = CausalLM(config, mtp=mtp, device="meta", dtype=dtype or _own_dtype(config))
-    slots = _checked_slots(files.path, model, sources)
-    with one_thread():
-        _fill(model, slots, sources, torch.device(device), progress)
+    opened = files if isinstance(files, OpenedModel) else OpenedModel(files)
+    model, fill = lay_out(opened, dtype=dtype, device=device, progress=progress, mtp=mtp)
+    for module in model.modules():
+        fill(module)
     model.tie_weights()
     return model.eval()
+
+
+def lay_out(
+    opened: OpenedModel,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str = "cpu",
+    progress: Progress | None = None,
+    mtp: bool = False,
+) -> tuple[CausalLM, Filler]:
+    """The empty model, and what fills it module by module, in any order; as `load_model`."""
+    _refuse_impossible(opened)
+    model = empty_model(opened.config, dtype=dtype, mtp=mtp)
+    return model, Filler(opened, model, device=device, progress=progress)
+
+
+def empty_model(
+    config: ModelConfig, *, dtype: torch.dtype | None = None, mtp: bool = False
+) -> CausalLM:
+    """The model's modules on the meta device: names, shapes and dtypes, no memory."""
+    with _NoRandomNumbers():
+        return CausalLM(config, mtp=mtp, device="meta", dtype=dtype or _own_dtype(config))
 
 
 def open_checked(files: ModelFiles) -> tuple[ModelConfig, dict[str, TensorSource]]:
@@ -69,34 +87,17 @@ def open_checked(files: ModelFiles) -> tuple[ModelConfig, dict[str, TensorSource
 
     Raises WeightsError, as `load_model` does, which reads the same tensors.
     """
-    config, sources = _open(files)
-    _refuse_impossible(files.path, config, sources)
-    with _NoRandomNumbers():
-        model = CausalLM(config, device="meta", dtype=_own_dtype(config))
-    return config, {name: sources[name] for name in _checked_slots(files.path, model, sources)}
+    opened = OpenedModel(files)
+    _refuse_impossible(opened)
+    slots = _checked_slots(opened.path, empty_model(opened.config), opened.sources)
+    return opened.config, {name: opened.sources[name] for name in slots}
 
 
-def holds_mtp(files: ModelFiles) -> bool:
+def holds_mtp(files: ModelFiles | OpenedModel) -> bool:
     """Whether the files hold multi-token-prediction modules, which `load_model` loads on demand."""
-    config, sources = _open(files)
-    prefix = f"model.layers.{config.num_hidden_layers}."
-    return config.has_mtp and any(name.startswith(prefix) for name in sources)
-
-
-def tokenizer_source(files: ModelFiles) -> Path | dict[str, Any]:
-    """What text/ makes a tokenizer of: the folder (it has a tokenizer.json), or GGUF metadata."""
-    if files.kind == "gguf":
-        metadata = open_gguf(files.path)[0].metadata
-        if not metadata.get("tokenizer.ggml.tokens"):
-            raise WeightsError(
-                f"{files.path}: carries no tokenizer (tokenizer.ggml.tokens); convert it with one"
-            )
-        return metadata
-    if not (files.path / "tokenizer.json").is_file():
-        raise WeightsError(
-            f"{files.path}: has no tokenizer.json; copy it from where the model came from"
-        )
-    return files.path
+    opened = files if isinstance(files, OpenedModel) else OpenedModel(files)
+    prefix = f"model.layers.{opened.config.num_hidden_layers}."
+    return opened.config.has_mtp and any(name.startswith(prefix) for name in opened.sources)
 
 
 class _NoRandomNumbers(TorchFunctionMode):
@@ -125,52 +126,14 @@ def _own_dtype(config: ModelConfig) -> torch.dtype:
     return dtype
 
 
-def _open(files: ModelFiles) -> tuple[ModelConfig, dict[str, TensorSource]]:
-    if files.kind == "gguf":
-        parts = open_gguf(files.path)
-        values, config = _gguf_config(parts)
-        return config, gguf_sources(parts, values)
-    values, config = _folder_config(files.path)
-    return config, folder_sources(files.path, values)
-
-
-def _gguf_config(parts: list[GgufFile]) -> tuple[dict[str, Any], ModelConfig]:
-    values = config_from_gguf(parts)
-    return values, _config_from(values, parts[0].path)
-
-
-def _folder_config(folder: Path) -> tuple[dict[str, Any], ModelConfig]:
-    values = read_json(folder / "config.json")
-    config = _config_from(values, folder)
-    generation = folder / "generation_config.json"
-    if generation.exists():
-        # Chat models often name their end-of-turn token only here.
-        ends = read_json(generation).get("eos_token_id")
-        more = ends if isinstance(ends, list) else [ends]
-        known = [end for end in more[:1000] if type(end) is int and 0 <= end < config.vocab_size]
-        config = replace(
-            config, eos_token_ids=tuple(dict.fromkeys([*config.eos_token_ids, *known]))
-        )
-    return values, config
-
-
-def _config_from(values: Mapping[str, Any], path: Path) -> ModelConfig:
-    try:
-        return ModelConfig.from_dict(values)
-    except ModelError as error:
-        raise ModelError(f"{path}: {error}") from None
-
-
-def _refuse_impossible(
-    path: Path, config: ModelConfig, sources: Mapping[str, TensorSource]
-) -> None:
+def _refuse_impossible(opened: OpenedModel) -> None:
     """A configuration that claims more than the files hold is refused before it is laid out."""
-    claimed = config.parameter_count()[0]
-    held = sum(source.values for source in sources.values())
+    claimed = opened.config.parameter_count()[0]
+    held = sum(source.values for source in opened.sources.values())
     if claimed > 2 * held:  # within that, the missing tensors are named one by one
         raise WeightsError(
-            f"{path}: the configuration describes {claimed:,} parameters, the files hold {held:,};"
-            " tensors are missing or config.json belongs to another model"
+            f"{opened.path}: the configuration describes {claimed:,} parameters, the files hold"
+            f" {held:,}; tensors are missing or config.json belongs to another model"
         )
 
 
@@ -209,32 +172,55 @@ def _listed(names: list[str]) -> str:
     return f"tensor {shown}" + (f" and {more:,} more" if more > 0 else "")
 
 
-def _fill(
-    model: CausalLM,
-    slots: Mapping[str, Slot],
-    sources: Mapping[str, TensorSource],
-    device: torch.device,
-    progress: Progress | None,
-) -> None:
-    state = model.state_dict()
-    by_parameter: dict[str, list[str]] = {}
-    for name, slot in slots.items():
-        by_parameter.setdefault(slot.parameter, []).append(name)
-    total = sum(state[parameter].nbytes for parameter in by_parameter)
-    done = 0
-    for parameter, names in by_parameter.items():
-        wanted = state[parameter]
-        tensor = torch.empty(wanted.shape, dtype=wanted.dtype, device=device)
-        for name in names:
-            part, source = slots[name].of(tensor), sources[name]
+class Filler:
+    """Called with a module of an empty model, gives its own tensors memory and the files' content.
+
+    The modules may be called in any order and have been moved about since; a tensor that two of
+    them share is read for the first, and the second keeps its empty one.
+    """
+
+    def __init__(
+        self,
+        opened: OpenedModel,
+        model: CausalLM,
+        *,
+        device: torch.device | str = "cpu",
+        progress: Progress | None = None,
+    ) -> None:
+        self._slots = _checked_slots(opened.path, model, opened.sources)
+        self._sources, self._device, self._progress = opened.sources, device, progress
+        self._names: dict[str, list[str]] = {}
+        for name, slot in self._slots.items():
+            self._names.setdefault(slot.parameter, []).append(name)
+        state = model.state_dict(keep_vars=True)
+        # By identity: fused layers take modules apart, and names say nothing any more. The tensors
+        # are held, so that none of their ids is given to another.
+        self._empty = {id(state[name]): (name, state[name]) for name in self._names}
+        self._total = sum(tensor.nbytes for _name, tensor in self._empty.values())
+        self._done = 0
+
+    def __call__(self, module: nn.Module) -> None:
+        for leaf, empty in [*module._parameters.items(), *module._buffers.items()]:
+            if id(empty) not in self._empty:
+                continue
+            parameter, wanted = self._empty.pop(id(empty))
+            with one_thread():
+                filled = self._read(parameter, wanted)
+            if leaf in module._parameters:
+                filled = nn.Parameter(filled, requires_grad=wanted.requires_grad)
+            setattr(module, leaf, filled)
+
+    def _read(self, parameter: str, wanted: Tensor) -> Tensor:
+        tensor = torch.empty(wanted.shape, dtype=wanted.dtype, device=self._device)
+        for name in self._names[parameter]:
+            part, source = self._slots[name].of(tensor), self._sources[name]
             step = source.rows_per_chunk
             for start in range(0, source.shape[0], step):
                 rows = source.read(start, min(start + step, source.shape[0]))
-                filled = part[start : start + step].copy_(rows)
-                done += filled.nbytes
-                if progress is not None:
-                    progress(done, total)
-        _place(model, parameter, tensor)
+                self._done += part[start : start + step].copy_(rows).nbytes
+                if self._progress is not None:
+                    self._progress(self._done, self._total)
+        return tensor
 
 
 @contextmanager
@@ -246,14 +232,3 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _place(model: nn.Module, name: str, tensor: Tensor) -> None:
-    """Put a real tensor where the meta one was, parameter or buffer."""
-    owner_name, _, leaf = name.rpartition(".")
-    owner = model.get_submodule(owner_name)
-    if leaf in owner._parameters:
-        wants_grad = owner.get_parameter(leaf).requires_grad
-        setattr(owner, leaf, nn.Parameter(tensor, requires_grad=wants_grad))
-    else:
-        setattr(owner, leaf, tensor)

@@ -17,12 +17,13 @@ from mull.weights.catalog import CatalogEntry, load_catalog
 from mull.weights.order import in_gb
 
 if TYPE_CHECKING:
-    import torch
-
     from mull.model.config import ModelConfig
 
-# Bytes per weight, and per value of the cache, at the precisions the engine runs.
-BYTES = {"fp32": 4, "bf16": 2}
+# What the engine runs, the most exact first. Bytes per value of the two plain ones:
+PRECISIONS = ("fp32", "bf16", "q8", "q4")
+_PLAIN = {"fp32": 4, "bf16": 2}
+# What stays in bfloat16 at q8 and q4; norms, biases and the like are float32.
+_UNQUANTISED = ("router", "expert", "latent_up")
 DEFAULT_CONTEXT = 4096
 # The interpreter, torch and the activations of one batch: about 0.3 GB measured for a small model.
 OVERHEAD_BYTES = 400_000_000
@@ -43,13 +44,29 @@ class Fit:
 
 
 def weight_bytes(config: ModelConfig, precision: str = "bf16") -> int:
-    """Bytes of all weights in memory at a precision, fp32 or bf16 (MTP modules apart)."""
-    return config.parameter_count()[0] * _bytes_per_value(precision)
+    """Bytes of all weights in memory at one of PRECISIONS (MTP modules apart)."""
+    _check(precision)
+    total = config.parameter_count()[0]
+    if precision in _PLAIN:
+        return total * _PLAIN[precision]
+    from mull.kernels.layout import packed_bytes
+    from mull.model.matrices import matrices
+
+    found = list(matrices(config))
+    size = 4 * (total - sum(matrix.values for matrix in found))
+    for matrix in found:
+        if matrix.part in _UNQUANTISED:
+            size += matrix.values * _PLAIN["bf16"]
+        else:
+            kind = precision if matrix.part == "linear" else "q8"
+            size += matrix.count * packed_bytes(matrix.outputs, matrix.inputs, kind)
+    return size
 
 
 def cache_bytes(config: ModelConfig, tokens: int, precision: str = "bf16") -> int:
-    """Bytes the cache takes for so many tokens, over all layers."""
-    return config.cache_values_per_token * tokens * _bytes_per_value(precision)
+    """Bytes the cache takes for so many tokens over all layers, for weights at `precision`."""
+    _check(precision)
+    return config.cache_values_per_token * tokens * _PLAIN.get(precision, _PLAIN["bf16"])
 
 
 def needed_bytes(
@@ -61,10 +78,9 @@ def needed_bytes(
     return weight_bytes(config, precision) + cache + OVERHEAD_BYTES
 
 
-def _bytes_per_value(precision: str) -> int:
-    if precision not in BYTES:
-        raise WeightsError(f"unknown precision {precision!r}: give one of {', '.join(BYTES)}")
-    return BYTES[precision]
+def _check(precision: str) -> None:
+    if precision not in PRECISIONS:
+        raise WeightsError(f"unknown precision {precision!r}: give one of {', '.join(PRECISIONS)}")
 
 
 def available_memory() -> int:
@@ -127,20 +143,37 @@ def fits(
 def word_before_download(shape: Mapping[str, Any], name: str) -> str:
     """What to say before such a model is fetched: whether it fits, or that it will not run."""
     from mull.model.config import ModelConfig
+    from mull.weights.precision import auto_precision
 
     try:
-        fit = fits(ModelConfig.from_dict(shape), name=name)
+        config = ModelConfig.from_dict(shape)
     except ModelError as error:
         return f"warning: {name} will not run in mull: {error}"
+    fit = fits(config, precision=auto_precision(config).precision, name=name)
     return fit.line if fit else f"warning: {fit.line}"
 
 
-def refuse_unless_fits(config: ModelConfig, dtype: torch.dtype, *, name: str) -> None:
-    """Before a load: raise WeightsError where weights in `dtype` and a small cache do not fit."""
-    precision = "fp32" if dtype.itemsize == BYTES["fp32"] else "bf16"
-    fit = fits(config, precision=precision, name=name)
+def refuse_unless_fits(
+    config: ModelConfig, precision: str, *, name: str, cache_tokens: int | None = None
+) -> None:
+    """Before a load: raise WeightsError where weights at `precision` and the cache do not fit.
+
+    cache_tokens: what was asked for; None holds a cache of DEFAULT_CONTEXT against the memory.
+    """
+    have = available_memory()
+    fit = fits(config, precision=precision, name=name, available=have)
     if not fit:
         raise WeightsError(fit.line)
+    if cache_tokens is None:
+        return
+    cache = cache_bytes(config, cache_tokens, precision)
+    room = have - needed_bytes(config, precision, 0)
+    if cache > room:
+        raise WeightsError(
+            f"a cache of {cache_tokens:,} tokens of {name} needs {in_gb(cache)} of memory, "
+            f"{in_gb(room)} are left beside its weights: "
+            f"give at most {max(0, room // cache_bytes(config, 1, precision)):,}"
+        )
 
 
 def largest_context(config: ModelConfig, precision: str, available: int | None = None) -> int:
@@ -151,16 +184,17 @@ def largest_context(config: ModelConfig, precision: str, available: int | None =
 
 
 def _advice(config: ModelConfig, precision: str, context: int, have: int) -> str:
-    if precision != "bf16" and needed_bytes(config, "bf16", context) <= have:
-        return "; with --precision bf16 it does"
+    for smaller in PRECISIONS[PRECISIONS.index(precision) + 1 :]:
+        if needed_bytes(config, smaller, context) <= have:
+            return f"; with --precision {smaller} it does"
     entry = largest_that_fits(context=context, available=have)
     if entry is None:
         return ", nor does any model of the catalogue"
-    return f"; {entry.name} ({in_gb(entry.download_bytes or 0)}) does"
+    return f"; {entry.name} ({in_gb(entry.download_bytes or 0)} to pull) does"
 
 
 def largest_that_fits(
-    *, precision: str = "bf16", context: int = DEFAULT_CONTEXT, available: int | None = None
+    *, precision: str = "q4", context: int = DEFAULT_CONTEXT, available: int | None = None
 ) -> CatalogEntry | None:
     """The largest model of the catalogue that runs here, or None."""
     from mull.model.config import ModelConfig

@@ -1,0 +1,144 @@
+"""From a model's files to what the engine runs: packed once, mapped or read from then on.
+
+The first start at a quantised precision packs the weights as it reads them and keeps the result in
+a file beside the model; a second start lays out the skeleton and fills it from that file, without
+opening the weights it was made of.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+from collections.abc import Callable
+
+import torch
+
+from mull import kernels, weights
+from mull.engine import bind, prepare
+from mull.engine.prepare import PRECISIONS, QUANTISED, is_packed
+from mull.errors import RequestError
+from mull.model.config import ModelConfig
+from mull.model.transformer import CausalLM
+
+Progress = Callable[[int, int], None]
+_CACHES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def check_options(
+    *,
+    precision: str = "auto",
+    device: str = "auto",
+    threads: int | None = None,
+    cache: str = "auto",
+    cache_tokens: int | None = None,
+) -> torch.device:
+    """The device to run on; RequestError for what no model could be loaded with."""
+    if threads is not None and not is_count(threads, 1024):
+        raise RequestError(f"threads is {threads!r}, but must be a whole number from 1 to 1024")
+    if cache_tokens is not None and not is_count(cache_tokens, 2**31 - 1):
+        raise RequestError(f"cache_tokens is {cache_tokens!r}, but must be a whole number from 1")
+    _check_word("precision", precision, ("auto", *PRECISIONS))
+    _check_word("cache", cache, ("auto", *_CACHES))
+    _check_word("device", device, ("auto", "cpu", "cuda"))
+    has_cuda = torch.cuda.is_available()
+    if device == "cuda" and not has_cuda:
+        raise RequestError(
+            "device is cuda, but this torch sees no CUDA device: "
+            "use cpu, or install a CUDA build of torch"
+        )
+    chosen = torch.device("cuda" if has_cuda and device != "cpu" else "cpu")
+    if precision in QUANTISED and chosen.type != "cpu":
+        raise RequestError(
+            f"precision {precision} runs on the CPU only: add device cpu, or use bf16"
+        )
+    return chosen
+
+
+def is_count(value: object, most: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
+
+
+def _check_word(name: str, value: object, known: tuple[str, ...]) -> None:
+    if not isinstance(value, str) or value not in known:
+        listed = f"{', '.join(known[:-1])} or {known[-1]}"
+        raise RequestError(f"{name} is {value!r}, but must be {listed}")
+
+
+def choose_precision(precision: str, config: ModelConfig, device: torch.device) -> str:
+    """What was asked for, or what auto means here."""
+    if precision != "auto":
+        return precision
+    on_cpu, native = device.type == "cpu", kernels.native_available()
+    return weights.auto_precision(config, on_cpu=on_cpu, native=native).precision
+
+
+def cache_dtype(cache: str, precision: str) -> torch.dtype:
+    """Of keys and values: bf16, but for weights in float32, unless something else was asked for."""
+    return _CACHES.get(cache, torch.float32 if precision == "fp32" else torch.bfloat16)
+
+
+def load_prepared(
+    opened: weights.OpenedModel,
+    *,
+    precision: str,
+    device: torch.device,
+    progress: Progress | None = None,
+    mtp: bool = False,
+) -> CausalLM:
+    """The model in `precision` on `device`, ready to run. progress: of reading the weights.
+
+    Memory peaks at the packed model and the largest module of the original.
+    """
+    if not is_packed(precision, device):
+        dtype = PRECISIONS[precision]
+        model = weights.load_model(opened, dtype=dtype, device=device, progress=progress, mtp=mtp)
+        return prepare(model, precision=precision, device=device)
+    if precision not in QUANTISED or not kernels.native_available():
+        return _packed(opened, precision, progress, mtp)
+    kept = weights.PackedFile(opened.files, precision + ("-mtp" if mtp else ""))
+    model_or_none = _from_file(opened, kept, precision, mtp)
+    if model_or_none is not None:
+        return model_or_none
+    model = _packed(opened, precision, progress, mtp)
+    if not kept.write(model):
+        return model
+    # The file's tensors lie together in huge pages, or in memory that processes share.
+    del model
+    give_back_memory()
+    return _from_file(opened, kept, precision, mtp) or _packed(opened, precision, progress, mtp)
+
+
+def _from_file(
+    opened: weights.OpenedModel, kept: weights.PackedFile, precision: str, mtp: bool
+) -> CausalLM | None:
+    if not kept.exists():
+        return None
+    model = weights.empty_model(opened.config, dtype=_source_dtype(precision), mtp=mtp)
+    skeleton = prepare(model, precision=precision, device=torch.device("cpu"))
+    if not kept.fill(skeleton):
+        return None
+    bind(skeleton)
+    return skeleton
+
+
+def _packed(
+    opened: weights.OpenedModel, precision: str, progress: Progress | None, mtp: bool
+) -> CausalLM:
+    """Module by module: read, packed, and the original let go."""
+    model, fill = weights.lay_out(
+        opened, dtype=_source_dtype(precision), progress=progress, mtp=mtp
+    )
+    return prepare(model, precision=precision, device=torch.device("cpu"), fill=fill)
+
+
+def _source_dtype(precision: str) -> torch.dtype:
+    # Rounded to bfloat16 on the way, every weight would lose half a step of 8 bits.
+    return torch.float32 if precision in QUANTISED else PRECISIONS[precision]
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the system: glibc keeps what small allocations hemmed in."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
