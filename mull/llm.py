@@ -105,7 +105,7 @@ def load(
         raise RequestError(
             f"context is {context!r}, but {name} holds 1 to {config.max_position_embeddings}"
         )
-    chosen = loading.choose_precision(precision, config, chosen_device)
+    chosen = loading.choose_precision(precision, opened, chosen_device)
     if not ignore_memory and chosen_device.type == "cpu":
         weights.refuse_unless_fits(config, chosen, name=name, cache_tokens=cache_tokens)
     tokenizer = Tokenizer.from_source(opened.tokenizer_source)

@@ -17,7 +17,6 @@ from mull import kernels, weights
 from mull.engine import bind, prepare
 from mull.engine.prepare import PRECISIONS, QUANTISED, is_packed
 from mull.errors import RequestError
-from mull.model.config import ModelConfig
 from mull.model.transformer import CausalLM
 
 Progress = Callable[[int, int], None]
@@ -64,12 +63,17 @@ def _check_word(name: str, value: object, known: tuple[str, ...]) -> None:
         raise RequestError(f"{name} is {value!r}, but must be {listed}")
 
 
-def choose_precision(precision: str, config: ModelConfig, device: torch.device) -> str:
+def choose_precision(precision: str, opened: weights.OpenedModel, device: torch.device) -> str:
     """What was asked for, or what auto means here."""
     if precision != "auto":
         return precision
-    on_cpu, native = device.type == "cpu", kernels.native_available()
-    return weights.auto_precision(config, on_cpu=on_cpu, native=native).precision
+    choice = weights.auto_precision(
+        opened.config,
+        is_four_bit=opened.is_four_bit,
+        on_cpu=device.type == "cpu",
+        native=kernels.native_available(),
+    )
+    return choice.precision
 
 
 def cache_dtype(cache: str, precision: str) -> torch.dtype:

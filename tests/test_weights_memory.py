@@ -3,12 +3,16 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from mull import weights
+from mull import kernels, weights
+from mull.engine import prepare
 from mull.errors import WeightsError
 from mull.model.config import ModelConfig
 from mull.weights import memory
 from mull.weights.catalog import HubSource, WheelSource
+from mull.weights.packed import own_tensors
+from mull.weights.precision import auto_precision
 
 CATALOG = weights.load_catalog()
 
@@ -95,6 +99,44 @@ def test_loading_what_cannot_fit_is_refused() -> None:
     weights.refuse_unless_fits(config_of("smollm2-135m"), "fp32", name="smollm2-135m")
 
 
+@pytest.mark.parametrize("precision", ["q8", "q4"])
+@pytest.mark.parametrize("name", CATALOG)
+def test_quantised_weights_take_exactly_the_bytes_that_arithmetic_says(
+    name: str, precision: str
+) -> None:
+    if not kernels.native_available():
+        pytest.skip("without native kernels nothing is packed")
+    config = config_of(name)
+    model = weights.empty_model(config, dtype=torch.float32)
+    skeleton = prepare(model, precision=precision, device=torch.device("cpu"))
+    held = sum(tensor.nbytes for tensor in own_tensors(skeleton).values())
+    assert memory.weight_bytes(config, precision) == held
+
+
+def test_a_cache_that_was_asked_for_is_held_against_the_memory(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    config = config_of("smollm2-135m")
+    monkeypatch.setattr(memory, "available_memory", lambda: 10**9)
+    weights.refuse_unless_fits(config, "q8", name="m", cache_tokens=10_000)
+    with pytest.raises(
+        WeightsError, match=r"a cache of 50,000 tokens of m needs 1\.2 GB"
+    ) as caught:
+        weights.refuse_unless_fits(config, "q8", name="m", cache_tokens=50_000)
+    fitting = int(str(caught.value).rsplit(" ", 1)[1].replace(",", ""))
+    weights.refuse_unless_fits(config, "q8", name="m", cache_tokens=fitting)
+
+
+def test_auto_is_the_fastest_that_loses_nothing_and_fits() -> None:
+    config = config_of("deepseek-r1-distill-qwen-7b")
+    room = 40 * 10**9
+    assert auto_precision(config, available=room).precision == "q8"
+    assert auto_precision(config, available=7 * 10**9).precision == "q4"
+    assert auto_precision(config, is_four_bit=True, available=room).precision == "q4"
+    assert auto_precision(config, native=False, available=room).precision == "fp32"
+    assert auto_precision(config, on_cpu=False, native=False, available=room).precision == "bf16"
+
+
 def test_the_largest_context_just_fits() -> None:
     config = config_of("deepseek-r1-distill-qwen-1.5b")
     have = 5 * 10**9
@@ -127,5 +169,6 @@ def test_a_pulled_model_is_described_from_its_files(smollm2_gguf: Path) -> None:
     assert isinstance(entry.source, WheelSource)
     assert [item["sha256"] for item in facts["files"]] == [entry.source.sha256]
     assert [item["precision"] for item in facts["fits"]] == ["fp32", "bf16", "q8", "q4"]
+    assert facts["auto"]["precision"] in ("q4", "fp32")  # its own weights have four bits
     loose = weights.describe(str(smollm2_gguf))
     assert (loose["pulled"], loose["licence"]) == (False, "apache-2.0")

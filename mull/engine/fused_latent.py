@@ -202,9 +202,15 @@ def _take_up(
 ) -> tuple[PackedLinear, PackedLinear]:
     """kv_b_proj as (up_key, up_value): per head a product into the latent's space and one out."""
     fill(attention.kv_b_proj)
-    up_HxK = attention.kv_b_proj.weight.detach().unflatten(0, (attention.heads, -1))
+    weight = attention.kv_b_proj.weight.detach()
     del attention.kv_b_proj
-    up_HnK, up_HvK = up_HxK.split((attention.nope_dim, attention.value_dim), dim=1)
+    heads, nope, value = attention.heads, attention.nope_dim, attention.value_dim
+    if weight.is_meta:  # by arithmetic, see take_packed
+        latent = attention.latent_rank
+        up_key = PackedLinear(nope, heads * _up_to(latent, PANEL), kind, device="meta")
+        return up_key, PackedLinear(latent, heads * _up_to(value, PANEL), kind, device="meta")
+    up_HxK = weight.unflatten(0, (heads, -1))
+    up_HnK, up_HvK = up_HxK.split((nope, value), dim=1)
     up_HKn = _padded(up_HnK.transpose(1, 2), rows=PANEL)
     up_HvK = _padded(up_HvK, rows=PANEL)
     return (

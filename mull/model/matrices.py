@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 class Matrix:
     """`count` equal matrices [outputs, inputs].
 
-    part: embedding, head (both where the two are tied), linear, router, expert (one of a stack) or
-    latent_up (kv_b_proj of MLA, which is also read as a matrix for each head).
+    part: embedding, head (both where the two are tied), linear, router, expert_up and expert_down
+    (of one expert), or latent_up (kv_b_proj of MLA, a product into and one out of the latent's
+    space for each head).
     """
 
     part: str
@@ -43,8 +44,8 @@ def matrices(config: ModelConfig) -> Iterator[Matrix]:
     if sparse:
         experts, width = config.n_routed_experts, config.moe_intermediate_size
         yield Matrix("router", experts, d, sparse)
-        yield Matrix("expert", 2 * width, d, experts * sparse)
-        yield Matrix("expert", d, width, experts * sparse)
+        yield Matrix("expert_up", width, d, 2 * experts * sparse)
+        yield Matrix("expert_down", d, width, experts * sparse)
         if config.n_shared_experts:
             yield from _mlp(d, config.n_shared_experts * width, sparse)
 
@@ -73,6 +74,6 @@ def _latent_attention(config: ModelConfig) -> Iterator[Matrix]:
     else:
         yield Matrix("linear", queries, d, layers)
     yield Matrix("linear", config.latent_dim, d, layers)
-    expanded = heads * (config.qk_nope_head_dim + config.v_head_dim)
-    yield Matrix("latent_up", expanded, latent, layers)
+    yield Matrix("latent_up", latent, config.qk_nope_head_dim, heads * layers)
+    yield Matrix("latent_up", config.v_head_dim, latent, heads * layers)
     yield Matrix("linear", d, heads * config.v_head_dim, layers)

@@ -16,6 +16,7 @@ from mull.weights.precision import auto_precision
 
 if TYPE_CHECKING:
     from mull.model.config import ModelConfig
+    from mull.weights.gguf_file import GgufFile
 
 
 def describe(model: str | Path | ModelFiles) -> dict[str, Any]:
@@ -54,14 +55,15 @@ def _folder_of_gguf(files: ModelFiles) -> Path:
 
 
 def _describe_files(files: ModelFiles) -> dict[str, Any]:
-    from mull.weights.loader import load_config
+    from mull.weights.opened import OpenedModel
 
-    config = load_config(files)
+    opened = OpenedModel(files)
+    config = opened.config
     manifest = files.manifest or {}
     source = manifest.get("source", {})
     is_from_catalog = source.get("kind") in ("hub", "wheel")
     entry = catalog.find(files.name) if is_from_catalog else None
-    stored = _stored_gguf(files.path) if files.kind == "gguf" else _stored_folder(files.path)
+    stored = _stored_gguf(opened.parts) if files.kind == "gguf" else _stored_folder(files.path)
     licence = manifest.get("licence") or stored.pop("licence", None)
     return {
         "name": files.name,
@@ -75,7 +77,7 @@ def _describe_files(files: ModelFiles) -> dict[str, Any]:
         "source": _source_line(source) if source else None,
         "revision": manifest.get("revision"),
         "pulled_at": manifest.get("pulled_at"),
-        "auto": _auto(config),
+        "auto": _auto(config, opened.is_four_bit),
         "fits": _what_fits(config),
         "files": [
             {"path": item["path"], "bytes": item["size"], "sha256": item["sha256"]}
@@ -100,7 +102,7 @@ def _describe_entry(entry: CatalogEntry) -> dict[str, Any]:
         **_told(entry, None),
         "source": _source_line({"kind": kind, **vars(source)}),
         "revision": source.version if isinstance(source, WheelSource) else None,
-        "auto": _auto(config),
+        "auto": _auto(config, is_four_bit=False),
         "fits": _what_fits(config),
     }
 
@@ -140,22 +142,21 @@ def _what_fits(config: ModelConfig) -> list[dict[str, Any]]:
     ]
 
 
-def _auto(config: ModelConfig) -> dict[str, str]:
+def _auto(config: ModelConfig, is_four_bit: bool) -> dict[str, str]:
     """What --precision auto chooses on this machine, and why."""
     import torch
 
     from mull.kernels import native_available
 
     on_cpu = not torch.cuda.is_available()
-    choice = auto_precision(config, on_cpu=on_cpu, native=native_available())
+    choice = auto_precision(
+        config, is_four_bit=is_four_bit, on_cpu=on_cpu, native=native_available()
+    )
     return choice._asdict()
 
 
-def _stored_gguf(path: Path) -> dict[str, Any]:
+def _stored_gguf(parts: list[GgufFile]) -> dict[str, Any]:
     """Size over all parts, the tensor types that take most bytes, and the licence it names."""
-    from mull.weights.gguf_file import open_gguf
-
-    parts = open_gguf(path)
     types: Counter[str] = Counter()
     for part in parts:
         for tensor in part.tensors.values():

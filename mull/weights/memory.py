@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 # What the engine runs, the most exact first. Bytes per value of the two plain ones:
 PRECISIONS = ("fp32", "bf16", "q8", "q4")
 _PLAIN = {"fp32": 4, "bf16": 2}
-# What stays in bfloat16 at q8 and q4; norms, biases and the like are float32.
-_UNQUANTISED = ("router", "expert", "latent_up")
+# What q4 leaves in 8 bits; vectors (norms, biases) and the router are float32 at q8 and q4.
+_EIGHT_BIT = ("embedding", "head", "latent_up")
+_EXPERT_UNIT = 32  # an expert's width is padded to a multiple of it, see engine/fused_latent.py
 DEFAULT_CONTEXT = 4096
 # The interpreter, torch and the activations of one batch: about 0.3 GB measured for a small model.
 OVERHEAD_BYTES = 400_000_000
@@ -52,14 +53,13 @@ def weight_bytes(config: ModelConfig, precision: str = "bf16") -> int:
     from mull.kernels.layout import packed_bytes
     from mull.model.matrices import matrices
 
-    found = list(matrices(config))
-    size = 4 * (total - sum(matrix.values for matrix in found))
-    for matrix in found:
-        if matrix.part in _UNQUANTISED:
-            size += matrix.values * _PLAIN["bf16"]
-        else:
-            kind = precision if matrix.part == "linear" else "q8"
-            size += matrix.count * packed_bytes(matrix.outputs, matrix.inputs, kind)
+    quantised = [matrix for matrix in matrices(config) if matrix.part != "router"]
+    size = 4 * (total - sum(matrix.values for matrix in quantised))
+    for matrix in quantised:
+        outputs, kind = matrix.outputs, "q8" if matrix.part in _EIGHT_BIT else precision
+        if matrix.part == "expert_up":
+            outputs = -(-outputs // _EXPERT_UNIT) * _EXPERT_UNIT
+        size += matrix.count * packed_bytes(outputs, matrix.inputs, kind)
     return size
 
 

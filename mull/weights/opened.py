@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from mull.weights.tensor_source import TensorSource
 
 
+_KEPT_BY_Q4 = ("Q4_0", "Q4_1")
+
+
 class OpenedModel:
     """Raises WeightsError or ModelError where the files are not a model mull reads."""
 
@@ -40,16 +43,28 @@ class OpenedModel:
         if self.files.kind == "gguf":
             from mull.weights.gguf_tensors import gguf_sources
 
-            return gguf_sources(self._parts, self._values)
+            return gguf_sources(self.parts, self._values)
         from mull.weights.safetensors_folder import folder_sources
 
         return folder_sources(self.path, self._values)
+
+    @cached_property
+    def is_four_bit(self) -> bool:
+        """Whether most of the weights are stored in a 4-bit format that q4 keeps value for value.
+
+        Not so of Q4_K and the like: their scales are products that half precision rounds.
+        """
+        if self.files.kind != "gguf":
+            return False
+        tensors = [tensor for part in self.parts for tensor in part.tensors.values()]
+        kept = sum(tensor.nbytes for tensor in tensors if tensor.type.name in _KEPT_BY_Q4)
+        return 2 * kept > sum(tensor.nbytes for tensor in tensors)
 
     @property
     def tokenizer_source(self) -> Path | dict[str, Any]:
         """What text/ makes a tokenizer of: a folder with a tokenizer.json, or GGUF metadata."""
         if self.files.kind == "gguf":
-            metadata = self._parts[0].metadata
+            metadata = self.parts[0].metadata
             if not metadata.get("tokenizer.ggml.tokens"):
                 raise WeightsError(
                     f"{self.path}: carries no tokenizer (tokenizer.ggml.tokens); "
@@ -63,7 +78,8 @@ class OpenedModel:
         return self.path
 
     @cached_property
-    def _parts(self) -> list[GgufFile]:
+    def parts(self) -> list[GgufFile]:
+        """The files of a GGUF model, their headers read."""
         from mull.weights.gguf_file import open_gguf
 
         return open_gguf(self.path)
@@ -74,7 +90,7 @@ class OpenedModel:
         if self.files.kind == "gguf":
             from mull.weights.gguf_config import config_from_gguf
 
-            return config_from_gguf(self._parts)
+            return config_from_gguf(self.parts)
         from mull.weights.safetensors_folder import read_json
 
         return read_json(self.path / "config.json")

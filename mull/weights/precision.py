@@ -19,22 +19,25 @@ class Choice(NamedTuple):
 def auto_precision(
     config: ModelConfig,
     *,
+    is_four_bit: bool = False,
     on_cpu: bool = True,
     native: bool = True,
     available: int | None = None,
 ) -> Choice:
-    """What `--precision auto` means: q8 where it fits, else q4, on a CPU with native kernels.
+    """What `--precision auto` means: on a CPU with native kernels the fastest that loses nothing.
 
-    8 bits with a scale per 32 are as good as bf16 by every measure in docs/performance.md and read
-    half the memory for each token; 4 bits cost some quality, so they are only taken for a model
-    that would not run otherwise, or when asked for. A GPU runs bf16. Without native kernels nothing
-    is faster than plain float32.
+    That is q4 for a file whose own weights have four bits (is_four_bit), because q4 keeps their
+    values, and q8 for any other: it is as good as bf16 by every measure in docs/performance.md and
+    reads half the memory for each token. Where q8 does not fit, q4 costs some quality. A GPU runs
+    bf16. Without native kernels nothing is faster than plain float32.
     """
     if not on_cpu:
         return Choice("bf16", "the GPU's own precision")
     if not native:
         return Choice("fp32", "without native kernels nothing else is faster")
+    if is_four_bit:
+        return Choice("q4", "the fastest, and the file's own weights have four bits")
     have = memory.available_memory() if available is None else available
     if memory.needed_bytes(config, "q8") <= have:
-        return Choice("q8", "fits, reads half of what bf16 reads, and is as good")
+        return Choice("q8", "as good as bf16, and reads half as much for each token")
     return Choice("q4", f"8 bits do not fit into the {in_gb(have)} that are free")
