@@ -1,6 +1,6 @@
 """From a model's files to what the engine runs: packed once, mapped or read from then on.
 
-The first start at a quantised precision packs the weights as it reads them and keeps the result in
+The first start packs the weights as it reads them and keeps the result in
 a file beside the model; a second start lays out the skeleton and fills it from that file, without
 opening the weights it was made of.
 """
@@ -20,6 +20,8 @@ from mull.errors import RequestError
 from mull.model.transformer import CausalLM
 
 Progress = Callable[[int, int], None]
+# The largest file of bf16 weights: quantising takes long, packing hardly longer than reading.
+_MOST_BF16 = 2 * 10**9
 _CACHES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -97,7 +99,7 @@ def load_prepared(
         dtype = PRECISIONS[precision]
         model = weights.load_model(opened, dtype=dtype, device=device, progress=progress, mtp=mtp)
         return prepare(model, precision=precision, device=device)
-    if precision not in QUANTISED or not kernels.native_available():
+    if not _is_kept(opened, precision):
         return _packed(opened, precision, progress, mtp)
     kept = weights.PackedFile(opened.files, precision + ("-mtp" if mtp else ""))
     model_or_none = _from_file(opened, kept, precision, mtp)
@@ -110,6 +112,13 @@ def load_prepared(
     del model
     give_back_memory()
     return _from_file(opened, kept, precision, mtp) or _packed(opened, precision, progress, mtp)
+
+
+def _is_kept(opened: weights.OpenedModel, precision: str) -> bool:
+    """Whether packed weights are worth a file: quantised ones, and bf16 of a small model."""
+    if not kernels.native_available() or precision == "fp32":
+        return False
+    return precision in QUANTISED or weights.weight_bytes(opened.config, precision) < _MOST_BF16
 
 
 def _from_file(

@@ -35,7 +35,8 @@ def run_mull(
 
 
 def make_store(gguf: Path, home: Path) -> Path:
-    """Turn `home` into a MULL_HOME of its own that holds the model (hard links: no copy)."""
+    """Turn `home` into a MULL_HOME of its own that holds the model (hard links: no copy), fresh
+    from a pull: nothing packed."""
 
     def link(source: str, target: str) -> str:
         try:
@@ -44,7 +45,12 @@ def make_store(gguf: Path, home: Path) -> Path:
             shutil.copy2(source, target)
         return target
 
-    shutil.copytree(gguf.parent, home / "models" / gguf.parent.name, copy_function=link)
+    shutil.copytree(
+        gguf.parent,
+        home / "models" / gguf.parent.name,
+        copy_function=link,
+        ignore=shutil.ignore_patterns("packed"),
+    )
     return home
 
 

@@ -23,10 +23,17 @@ def test_models_lists_what_is_here_and_what_can_be_pulled(
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)}
     assert rows["smollm2-135m"]["is_pulled"]
     assert rows["smollm2-135m"]["bytes"] == 98_362_432
+    assert rows["smollm2-135m"]["packed_bytes"] == 0
     assert not rows["deepseek-r1"]["is_pulled"]
     assert main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split("\t")[:3] == ["smollm2-135m", "pulled", "98.4 MB"]
+    packed = home / "models" / "smollm2-135m" / "packed"
+    packed.mkdir()
+    (packed / "q8.safetensors").write_bytes(bytes(3_000_000))
+    assert main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split("\t")[2] == "98.4 MB + 3.0 MB packed"
 
 
 @pytest.mark.parametrize(

@@ -127,12 +127,15 @@ def test_a_cache_that_was_asked_for_is_held_against_the_memory(
     weights.refuse_unless_fits(config, "q8", name="m", cache_tokens=fitting)
 
 
-def test_auto_is_the_fastest_that_loses_nothing_and_fits() -> None:
+def test_auto_is_the_fastest_that_loses_little_and_fits() -> None:
     config = config_of("deepseek-r1-distill-qwen-7b")
     room = 40 * 10**9
     assert auto_precision(config, available=room).precision == "q8"
     assert auto_precision(config, available=7 * 10**9).precision == "q4"
     assert auto_precision(config, is_four_bit=True, available=room).precision == "q4"
+    small = config_of("smollm2-135m")
+    assert auto_precision(small, is_four_bit=True, available=room).precision == "bf16"
+    assert auto_precision(small, available=600 * 10**6).precision == "q4"
     assert auto_precision(config, native=False, available=room).precision == "fp32"
     assert auto_precision(config, on_cpu=False, native=False, available=room).precision == "bf16"
 
@@ -169,6 +172,6 @@ def test_a_pulled_model_is_described_from_its_files(smollm2_gguf: Path) -> None:
     assert isinstance(entry.source, WheelSource)
     assert [item["sha256"] for item in facts["files"]] == [entry.source.sha256]
     assert [item["precision"] for item in facts["fits"]] == ["fp32", "bf16", "q8", "q4"]
-    assert facts["auto"]["precision"] in ("q4", "fp32")  # its own weights have four bits
+    assert facts["auto"]["precision"] in ("bf16", "fp32")
     loose = weights.describe(str(smollm2_gguf))
     assert (loose["pulled"], loose["licence"]) == (False, "apache-2.0")

@@ -29,7 +29,7 @@ def models(as_json: JsonOption = False) -> None:
             (
                 row["name"],
                 "pulled" if row["is_pulled"] else "not pulled",
-                in_gb(row["bytes"]),
+                _size_in_words(row),
                 row["format"],
                 row["licence"] or "not stated",
             )
@@ -38,14 +38,20 @@ def models(as_json: JsonOption = False) -> None:
     )
 
 
+def _size_in_words(row: dict[str, Any]) -> str:
+    packed = f" + {in_gb(row['packed_bytes'])} packed" if row["packed_bytes"] else ""
+    return in_gb(row["bytes"]) + packed
+
+
 def _pulled_row(files: ModelFiles) -> dict[str, Any]:
     from mull.weights import packed_bytes
 
-    manifest = files.manifest or {}
+    manifest, packed = files.manifest or {}, packed_bytes(files)
     return {
         "name": files.name,
         "is_pulled": True,
-        "bytes": _bytes_of(files.path) + (packed_bytes(files) if files.kind == "gguf" else 0),
+        "bytes": _bytes_of(files.path) - (packed if files.kind == "hf" else 0),
+        "packed_bytes": packed,
         "format": files.kind,
         "licence": manifest.get("licence"),
         "path": str(files.path),
@@ -57,6 +63,7 @@ def _catalogue_row(entry: CatalogEntry) -> dict[str, Any]:
         "name": entry.name,
         "is_pulled": False,
         "bytes": entry.download_bytes,
+        "packed_bytes": 0,
         "format": "gguf" if hasattr(entry.source, "package") else "hf",
         "licence": entry.licence,
         "path": None,

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
         load_model,
         tokenizer_source,
     )
-    from mull.weights.memory import available_memory, fits, refuse_unless_fits
+    from mull.weights.memory import available_memory, fits, refuse_unless_fits, weight_bytes
     from mull.weights.opened import OpenedModel
     from mull.weights.packed import PackedFile
     from mull.weights.packed_place import packed_bytes
@@ -49,6 +49,7 @@ _HOME = {
     "available_memory": "memory",
     "fits": "memory",
     "refuse_unless_fits": "memory",
+    "weight_bytes": "memory",
     "OpenedModel": "opened",
     "PackedFile": "packed",
     "packed_bytes": "packed_place",
@@ -86,6 +87,7 @@ __all__ = [
     "save_gguf",
     "tokenizer_source",
     "verify",
+    "weight_bytes",
 ]
 
 
