@@ -8,7 +8,6 @@ opening the weights it was made of.
 from __future__ import annotations
 
 import ctypes
-import gc
 from collections.abc import Callable
 
 import torch
@@ -110,7 +109,6 @@ def load_prepared(
         return model
     # The file's tensors lie together in huge pages, or in memory that processes share.
     del model
-    give_back_memory()
     return _from_file(opened, kept, precision, mtp) or _packed(opened, precision, progress, mtp)
 
 
@@ -151,7 +149,6 @@ def _source_dtype(precision: str) -> torch.dtype:
 
 def give_back_memory() -> None:
     """Return freed memory to the system: glibc keeps what small allocations hemmed in."""
-    gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)

@@ -1,9 +1,16 @@
 """`mull chat`: on a pipe, and at a real (pseudo-)terminal."""
 
 import json
+import weakref
 from pathlib import Path
 
+import pytest
 from mull_command import Terminal, make_store, run_mull
+
+from mull.cli.chat import Chat
+from mull.cli.conversation import Conversation
+from mull.cli.options import LoadOptions, load
+from mull.llm import LLM
 
 
 def test_piped_lines_are_answered_in_one_conversation_and_the_exit_code_is_0(
@@ -111,3 +118,24 @@ def test_a_chat_at_a_terminal(smollm2_gguf: Path, tmp_path: Path) -> None:
     assert "thousand words" in history.read_text()
     assert history.stat().st_mode & 0o077 == 0
     assert "Traceback" not in chat.raw
+
+
+def test_the_old_model_is_gone_before_another_is_loaded(
+    smollm2_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, options = str(smollm2_gguf), LoadOptions(context=256)
+    first = load(name, options)
+    engine = weakref.ref(first.engine)
+    session = Chat(Conversation(first), options, name)
+    del first
+    list(session.conversation.llm.stream("Hello", max_tokens=2))
+    left = []
+
+    def load_after_a_look(name: str, options: LoadOptions) -> LLM:
+        left.append(engine())
+        return load(name, options)
+
+    monkeypatch.setattr("mull.cli.chat.load", load_after_a_look)
+    session.switch_model(name)
+    assert left == [None]
+    session.conversation.llm.close()

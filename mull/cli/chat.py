@@ -24,6 +24,7 @@ from mull.cli.options import (
     ThreadsOption,
     TopPOption,
     check_sampling,
+    collect_garbage,
     load,
     make_repeatable,
 )
@@ -139,6 +140,7 @@ class Chat:
         weights.load_config(weights.resolve(name))
         self.conversation.llm.close()
         del self.conversation.llm  # its memory too: two models at once may not fit
+        collect_garbage()
         try:
             self.conversation.continue_with(load(name, self.options))
         except BaseException:

@@ -70,13 +70,41 @@ def _byte_level_bpe(
         chr(_FIRST_PRIVATE) + str(index) if index in hidden else text: index
         for index, text in enumerate(vocabulary.texts)
     }
-    merges: dict[tuple[str, str], None] = {}
-    for index, merge in enumerate(_merges(metadata)):
+    merges = _pairs(_merges(metadata), vocab, vocabulary.structural)
+    # Bytes the vocabulary lacks get ids beyond its end, which encoding leaves out: the package
+    # would drop them before merging, and join what stood to the left and right of them.
+    for char in BYTE_OF_CHAR:
+        vocab.setdefault(char, len(vocab))
+    model = models.BPE(vocab=vocab, merges=merges, ignore_merges=pre.ignore_merges)
+    backend = BackendTokenizer(model)
+    backend.pre_tokenizer = pretokenizers.build(pre)
+    return backend
+
+
+def _pairs(
+    merges: Sequence[str], vocab: Mapping[str, int], structural: Mapping[str, int]
+) -> list[tuple[str, str]]:
+    """The two parts of every merge, without those that would form a structural token."""
+    cut = [tuple(merge.split(" ")) for merge in merges]
+    if set(map(len, cut)) == {2}:
+        lefts, rights = zip(*cut, strict=True)
+        parts = (lefts, rights, map(str.__add__, lefts, rights))
+        if all(all(map(vocab.__contains__, part)) for part in parts):
+            return list(dict.fromkeys(cut))  # type: ignore[arg-type]  # each has two parts
+    return _checked_pairs(merges, vocab, structural)
+
+
+def _checked_pairs(
+    merges: Sequence[str], vocab: Mapping[str, int], structural: Mapping[str, int]
+) -> list[tuple[str, str]]:
+    """The same one by one: some are left out, or one is at fault and is named."""
+    pairs: dict[tuple[str, str], None] = {}
+    for index, merge in enumerate(merges):
         cut = merge.find(" ", 1)  # the first part is never empty, so a space may be the first part
         left, right = merge[:cut], merge[cut + 1 :]
         if cut < 1 or not right:
             raise TextError(f"tokenizer.ggml.merges[{index}] is {merge[:40]!r}: not two parts")
-        if left + right in vocabulary.structural:
+        if left + right in structural:
             continue
         for part in (left, right, left + right):
             if part not in vocab:
@@ -84,15 +112,8 @@ def _byte_level_bpe(
                     f"tokenizer.ggml.merges[{index}] needs {part[:40]!r}, which is no token; "
                     "the file is damaged"
                 )
-        merges.setdefault((left, right))  # llama.cpp keeps the first of two equal merges
-    # Bytes the vocabulary lacks get ids beyond its end, which encoding leaves out: the package
-    # would drop them before merging, and join what stood to the left and right of them.
-    for char in BYTE_OF_CHAR:
-        vocab.setdefault(char, len(vocab))
-    model = models.BPE(vocab=vocab, merges=list(merges), ignore_merges=pre.ignore_merges)
-    backend = BackendTokenizer(model)
-    backend.pre_tokenizer = pretokenizers.build(pre)
-    return backend
+        pairs.setdefault((left, right))  # llama.cpp keeps the first of two equal merges
+    return list(pairs)
 
 
 def _plain(value: Any) -> Any:

@@ -48,7 +48,7 @@ class PackedFile:
         try:
             found = read_packed(self.path, own_tensors(skeleton), self.metadata)
         except PackedFileError as error:
-            _log.warning("mull: %s %s: packing the weights again", self.path, error)
+            _log.warning("mull: %s %s: packing the weights again", self.path, str(error))
             return False
         except OSError as error:
             _log.warning("mull: %s cannot be read (%s): packing again", self.path, error.strerror)

@@ -36,9 +36,11 @@ def packed_bytes(files: ModelFiles) -> int:
 
 
 def source_of(files: ModelFiles) -> list[list[object]]:
-    """What the packed numbers come from: the hashes of a pull, else sizes and times."""
-    if files.manifest is not None:
-        return [[item["path"], item["sha256"]] for item in files.manifest["files"]]
+    """What the packed numbers come from: names, sizes and times of the files that hold weights.
+
+    Not the manifest's hashes, for the same file may also be named by its path; `resolve` has held
+    a pulled model against them by now.
+    """
     found: list[list[object]] = []
     for file in _weight_files(files):
         stat = file.stat()
