@@ -26,6 +26,7 @@ from mull.model.decoder import DecoderLayer
 from mull.model.layers import GatedMLP, RMSNorm
 from mull.model.mla import LatentAttention
 from mull.model.moe import MixtureOfExperts, Router
+from mull.model.mtp import NextTokenModule
 from mull.model.rope import latent_softmax_scale
 from mull.model.sequences import PackedSequences, Sequences
 
@@ -167,6 +168,40 @@ class FusedLatentLayers(nn.Module):
             lib.mull_latent_stack(stack, ctypes.byref(step), x_TD.data_ptr(), library.threads())
         )
         return x_TD
+
+
+class FusedNextToken(nn.Module):
+    """One depth of multi-token prediction, called like the NextTokenModule it takes apart."""
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        module: NextTokenModule,
+        depth: int,
+        kind: str,
+        fill: Fill = already_filled,
+    ) -> None:
+        super().__init__()
+        self.enorm, self.hnorm = module.enorm, module.hnorm
+        self.eh_proj = take_packed(module, ("eh_proj",), kind, fill)
+        self.layers = FusedLatentLayers(
+            config,
+            [FusedLatentLayer(module, kind, fill)],
+            module.shared_head.norm,
+            fill,
+            first_layer=config.num_hidden_layers + depth,
+        )
+
+    def forward(
+        self,
+        hidden_TD: Tensor,
+        embedded_TD: Tensor,
+        seqs: Sequences,
+        rope: tuple[Tensor, Tensor],
+    ) -> Tensor:
+        """hidden_TD: of the depth before; embedded_TD: of the next token -> [T, D] float32."""
+        normed = self.enorm(embedded_TD.float()), self.hnorm(hidden_TD.float())
+        return self.layers(self.eh_proj(torch.cat(normed, dim=-1)), seqs, rope)
 
 
 def _routing(config: ModelConfig) -> library.Routing:

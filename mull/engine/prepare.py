@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from mull import kernels
 from mull.engine.fused import FusedLayer, FusedLayers
-from mull.engine.fused_latent import FusedLatentLayer, FusedLatentLayers
+from mull.engine.fused_latent import FusedLatentLayer, FusedLatentLayers, FusedNextToken
 from mull.engine.packing import Fill, already_filled, bind, take_packed
 from mull.errors import RequestError
 from mull.kernels import PackedLinear
 from mull.model.decoder import DecoderLayer
 from mull.model.layers import RMSNorm
+from mull.model.mtp import NextTokenModule
 from mull.model.transformer import CausalLM
 
 # What is not packed (norms, routers, experts without a native layer) at each precision.
@@ -101,6 +102,9 @@ def _fuse(model: CausalLM, kind: str, fill: Fill) -> None:
     if model.config.is_mla:
         latent = [FusedLatentLayer(layer, kind, fill) for layer in _taken(decoder.layers)]
         stack = FusedLatentLayers(model.config, latent, decoder.norm, fill)
+        for depth, module in enumerate(model.mtp):
+            assert isinstance(module, NextTokenModule)
+            model.mtp[depth] = FusedNextToken(model.config, module, depth, kind, fill)
     else:
         fused = [FusedLayer(layer, kind, fill) for layer in _taken(decoder.layers)]
         stack = FusedLayers(model.config, fused, decoder.norm, fill)
