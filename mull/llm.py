@@ -87,7 +87,7 @@ def load(
 
     precision: auto (see `mull show`), fp32, bf16, or on a CPU q8 or q4, whose packed weights are
     kept in a file for the next start. device: auto, cpu or cuda. context: at most this many tokens
-    per conversation, default the model's own. cache: auto, fp32 or bf16 keys and values.
+    per conversation, default the model's own. cache: auto, fp32, bf16 or int8 keys and values.
     speculation: auto, ngram or off, whether tokens may be guessed ahead and checked; answers stay
     the same. progress is called with (bytes done, bytes in all). Raises WeightsError or TextError
     for a bad model, and unless ignore_memory for one that does not fit into memory; RequestError
@@ -107,7 +107,8 @@ def load(
         )
     chosen = loading.choose_precision(precision, opened, chosen_device)
     if not ignore_memory and chosen_device.type == "cpu":
-        weights.refuse_unless_fits(config, chosen, name=name, cache_tokens=cache_tokens)
+        held = loading.precision_held(chosen)
+        weights.refuse_unless_fits(config, held, name=name, cache_tokens=cache_tokens)
     tokenizer = Tokenizer.from_source(opened.tokenizer_source)
     template = ChatTemplate.for_tokenizer(tokenizer, tokenizer.chat_template)
     prepared = loading.load_prepared(

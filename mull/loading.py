@@ -21,7 +21,7 @@ from mull.model.transformer import CausalLM
 Progress = Callable[[int, int], None]
 # The largest file of bf16 weights: quantising takes long, packing hardly longer than reading.
 _MOST_BF16 = 2 * 10**9
-_CACHES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_CACHES = {"fp32": torch.float32, "bf16": torch.bfloat16, "int8": torch.int8}
 
 
 def check_options(
@@ -75,6 +75,12 @@ def choose_precision(precision: str, opened: weights.OpenedModel, device: torch.
         native=kernels.native_available(),
     )
     return choice.precision
+
+
+def precision_held(precision: str) -> str:
+    """The precision whose memory the weights take: without native kernels q8 and q4 are unpacked
+    to float32 numbers."""
+    return "fp32" if precision in QUANTISED and not kernels.native_available() else precision
 
 
 def cache_dtype(cache: str, precision: str) -> torch.dtype:

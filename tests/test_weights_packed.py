@@ -18,6 +18,7 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mull import kernels, loading, weights
+from mull.cli import main
 from mull.errors import WeightsError
 from mull.model.config import ModelConfig
 from mull.model.sequences import PackedSequences
@@ -273,6 +274,42 @@ def test_a_models_packed_files_go_with_it(tmp_path: Path, home: Path) -> None:
     assert weights.describe(files)["packed_bytes"] == weights.packed_bytes(files)
     assert weights.remove("model") > weights.packed_bytes(files)
     assert not list(home.rglob("*.safetensors"))
+
+
+def test_of_a_path_only_what_was_packed_is_removed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = save(tmp_path / "model")
+    assert main(["rm", str(files.path)]) == 2
+    load(files)
+    assert main(["rm", str(files.path)]) == 0
+    assert "packed weights" in capsys.readouterr().out
+    assert weights.packed_bytes(files) == 0
+    load(files)
+
+
+def test_modules_of_multi_token_prediction_have_a_file_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shape = {**FAMILIES["deepseek_v3"], "num_nextn_predict_layers": 1}
+    torch.manual_seed(3)
+    model = CausalLM(ModelConfig.from_dict(shape), mtp=True)
+    model.init_weights()
+    weights.save_folder(model, tmp_path / "model")
+    files = ModelFiles("model", tmp_path / "model", "hf")
+
+    def tensors(mtp: bool) -> dict[str, Tensor]:
+        opened = OpenedModel(files)
+        loaded = loading.load_prepared(opened, precision="q8", device=CPU, mtp=mtp)
+        return own_tensors(loaded)
+
+    plain, whole = tensors(mtp=False), tensors(mtp=True)
+    assert len(whole) > len(plain)
+    monkeypatch.setattr(weights.loader, "Filler", never)
+    for mtp, wanted in ((False, plain), (True, whole)):
+        found = tensors(mtp)
+        assert found.keys() == wanted.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in wanted.items())
 
 
 def test_what_was_packed_of_a_path_that_is_gone_is_deleted(tmp_path: Path) -> None:

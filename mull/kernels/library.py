@@ -355,7 +355,7 @@ def describe() -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             "openmp": "",
             "reason": native.reason,
-            "cost": "decoding on the CPU is several times slower",
+            "cost": "the CPU is several times slower, and q8 and q4 take the memory of fp32",
         }
     single = "" if native.runtime else "no OpenMP runtime found in torch: one thread only"
     return {

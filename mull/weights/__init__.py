@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mull.weights.memory import available_memory, fits, refuse_unless_fits, weight_bytes
     from mull.weights.opened import OpenedModel
     from mull.weights.packed import PackedFile
-    from mull.weights.packed_place import packed_bytes
+    from mull.weights.packed_place import packed_bytes, remove_packed
     from mull.weights.precision import auto_precision
     from mull.weights.pulling import pull
     from mull.weights.save import save_folder
@@ -53,6 +53,7 @@ _HOME = {
     "OpenedModel": "opened",
     "PackedFile": "packed",
     "packed_bytes": "packed_place",
+    "remove_packed": "packed_place",
     "pull": "pulling",
     "save_folder": "save",
     "list_models": "store",
@@ -82,6 +83,7 @@ __all__ = [
     "pull",
     "refuse_unless_fits",
     "remove",
+    "remove_packed",
     "resolve",
     "save_folder",
     "save_gguf",

@@ -25,9 +25,10 @@ from torch import Tensor
 from mull.errors import WeightsError
 
 ALIGNMENT = 64
-# Up to here a file is read into memory of huge pages (4.5 % faster decoding); beyond it is mapped,
-# shared with other processes and read as it is used.
-MAX_READ_BYTES = 2 * 10**9
+# Up to here a file is read into memory of huge pages (4.5 % faster decoding) and its checksum is
+# compared; beyond, that would take seconds: it is mapped, and shared with other processes. Recent
+# kernels map the pages they have just written as huge ones too.
+MAX_READ_BYTES = 512 * 10**6
 _HUGE_PAGE = 1 << 21
 _PIECE = 1 << 22
 _CRC_BYTES = 4
@@ -160,6 +161,8 @@ def _arena(size: int) -> Tensor:
 
 def _mapped(file: BinaryIO) -> Tensor:
     block = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    if hasattr(mmap, "MADV_WILLNEED"):
+        block.madvise(mmap.MADV_WILLNEED)  # read ahead, so that the first tokens need not wait
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch cannot say read-only, and nobody writes weights
         return torch.frombuffer(block, dtype=torch.uint8)

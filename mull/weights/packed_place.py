@@ -12,6 +12,7 @@ import re
 import shutil
 from pathlib import Path
 
+from mull.errors import WeightsError
 from mull.weights import store
 from mull.weights.files import ModelFiles
 
@@ -33,6 +34,19 @@ def packed_bytes(files: ModelFiles) -> int:
     """Bytes its packed files take on disk."""
     folder = packed_folder(files)
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def remove_packed(name_or_path: str) -> int:
+    """Delete the packed files of a model outside the store; returns the bytes freed, 0 if none."""
+    try:
+        files = store.resolve(name_or_path)
+    except WeightsError:
+        return 0
+    freed, folder = packed_bytes(files), packed_folder(files)
+    if not freed or folder.is_relative_to(store.models_home()):
+        return 0
+    shutil.rmtree(folder)
+    return freed
 
 
 def source_of(files: ModelFiles) -> list[list[object]]:
