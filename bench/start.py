@@ -3,7 +3,7 @@ answers within 0.5 s, and the process holds at most its packed weights, its cach
 
 Every figure is of fresh processes, the median of several. The model is started once before, so that
 its packed weights are on disk. The cache counts as far as it is in memory: untouched pages of it
-take none. Run: .venv/bin/python bench/start.py [--json] [--model M] [--precision P]
+take none. Run: .venv/bin/python bench/start.py [--quick] [--json]
 """
 
 from __future__ import annotations
@@ -91,12 +91,13 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="does it run? figures mean nothing")
     parser.add_argument("--resident", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.resident:
         print(json.dumps(resident(options.model, options.precision)))
         return
-    figures = measure(options.model, options.precision, options.rounds)
+    figures = measure(options.model, options.precision, 1 if options.quick else options.rounds)
     if options.json:
         print(json.dumps(figures, indent=2))
         return

@@ -26,9 +26,9 @@ from mull.errors import WeightsError
 
 ALIGNMENT = 64
 # Up to here a file is read into memory of huge pages (4.5 % faster decoding) and its checksum is
-# compared; beyond, that would take seconds: it is mapped, and shared with other processes. Recent
-# kernels map the pages they have just written as huge ones too.
-MAX_READ_BYTES = 512 * 10**6
+# compared; beyond, that would take up to seconds: it is mapped, and shared with other processes.
+# Recent kernels map the pages they have just written as huge ones too.
+MAX_READ_BYTES = 200 * 10**6
 _HUGE_PAGE = 1 << 21
 _PIECE = 1 << 22
 _CRC_BYTES = 4
