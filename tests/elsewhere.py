@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from hypothesis import settings
 from torch import Tensor
 
 from mull.kernels import library
@@ -194,7 +195,11 @@ def running(command: list[str], variant: str) -> Iterator[None]:
         native.library.close()  # type: ignore[union-attr]
 
 
+settings.register_profile("emulated kernels", max_examples=10)
+
+
 def pytest_configure() -> None:
+    settings.load_profile("emulated kernels")
     native = _native(
         shlex.split(os.environ["MULL_ELSEWHERE"]), os.environ["MULL_ELSEWHERE_VARIANT"]
     )

@@ -2,8 +2,13 @@
 
 import os
 
+from hypothesis import settings
+
 from mull import kernels
+
+settings.register_profile("slower kernels", max_examples=25)
 
 
 def pytest_configure() -> None:
+    settings.load_profile("slower kernels")
     kernels.__path__.insert(0, os.environ["MULL_OTHER_LIBRARY"])

@@ -18,6 +18,7 @@ from mull.engine.scheduler import Chunk
 from mull.kernels import library
 from mull.model.transformer import CausalLM
 
+EXAMPLES = min(40, settings().max_examples)  # fewer where the kernels are slow
 VARIANT = st.sampled_from(library.supported() or ["portable"])
 # Tokens already cached, and new ones, of each sequence.
 BATCH = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 30)), min_size=1, max_size=4)
@@ -125,7 +126,7 @@ def check(
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(
     variant=VARIANT,
     shape=dense_shapes(st.integers(1, 34).map(lambda half: 2 * half)),
@@ -141,7 +142,7 @@ def test_dense_layers_of_any_shape_and_batch(
         check(model, precision, torch.bfloat16, lengths)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(
     variant=VARIANT,
     shape=dense_shapes(st.integers(1, 20).map(lambda quarter: 4 * quarter)),
@@ -155,7 +156,7 @@ def test_dense_layers_of_any_shape_and_batch_over_an_int8_cache(
         check(dense.make_model(**shape), precision, torch.int8, lengths)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=EXAMPLES, deadline=None)
 @given(
     variant=VARIANT,
     shape=latent_shapes(),

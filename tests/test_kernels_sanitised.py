@@ -40,7 +40,7 @@ def environment() -> dict[str, str]:
         **os.environ,
         "LD_PRELOAD": ":".join(runtimes),  # the sanitiser's needs C++ exceptions from the start
         # Fresh memory is filled, so that a read before any write gives something odd.
-        "ASAN_OPTIONS": "detect_leaks=0:max_malloc_fill_size=16777216",
+        "ASAN_OPTIONS": "detect_leaks=0:max_malloc_fill_size=1048576",
         "UBSAN_OPTIONS": "print_stacktrace=1",
         "PYTHONMALLOC": "malloc",
         "PYTHONPATH": str(ROOT / "tests"),
