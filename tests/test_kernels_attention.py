@@ -2,14 +2,17 @@
 
 import dataclasses
 import random
+from contextlib import suppress
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from kernel_variants import VARIANTS, using, without_native
 from torch import Tensor
 
 from mull.errors import KernelError
-from mull.kernels import paged_attention, paged_latent_attention, reference, write_cache
+from mull.kernels import library, paged_attention, paged_latent_attention, reference, write_cache
 
 
 @dataclasses.dataclass
@@ -78,6 +81,90 @@ def test_paged_attention_equals_the_reference(variant: str, name: str) -> None:
     with using(variant):
         got = paged_attention(*arguments)
     torch.testing.assert_close(got, reference.paged_attention(*arguments), rtol=1e-5, atol=5e-6)
+
+
+DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
+SEQUENCES = st.lists(st.tuples(st.integers(1, 540), st.integers(0, 30)), min_size=1, max_size=4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    variant=st.sampled_from(library.supported() or ["portable"]),
+    dtype=DTYPES,
+    groups=st.integers(1, 13) | st.just(33),
+    kv_heads=st.integers(1, 3),
+    dim=st.integers(1, 80),
+    block_size=st.sampled_from([1, 3, 16, 32]),
+    sequences=SEQUENCES,
+)
+def test_any_shape_equals_the_reference(
+    variant: str,
+    dtype: torch.dtype,
+    groups: int,
+    kv_heads: int,
+    dim: int,
+    block_size: int,
+    sequences: list[tuple[int, int]],
+) -> None:
+    contexts = [context for context, _ in sequences]
+    new = [min(context, n) for context, n in sequences]
+    heads = groups * kv_heads
+    case = make_case(heads, kv_heads, dim, contexts, new, dtype=dtype, block_size=block_size)
+    with using(variant):
+        got = paged_attention(*case.arguments())
+    expected = reference.paged_attention(*case.arguments())
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    variant=st.sampled_from(library.supported() or ["portable"]),
+    dtype=DTYPES,
+    heads=st.integers(1, 35),
+    value_dim=st.integers(1, 70),
+    rope_dim=st.integers(0, 33),
+    sequences=SEQUENCES,
+)
+def test_latent_attention_of_any_shape_equals_the_reference(
+    variant: str,
+    dtype: torch.dtype,
+    heads: int,
+    value_dim: int,
+    rope_dim: int,
+    sequences: list[tuple[int, int]],
+) -> None:
+    contexts = [context for context, _ in sequences]
+    new = [min(context, n) for context, n in sequences]
+    case = make_case(heads, 1, value_dim + rope_dim, contexts, new, dtype=dtype)
+    latents = case.key[:, :, 0].contiguous()
+    arguments = (case.q, latents, case.table, case.starts, case.context, 0.2, value_dim)
+    with using(variant):
+        got = paged_latent_attention(*arguments)
+    expected = reference.paged_latent_attention(*arguments)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+NUMBERS = st.integers(-2, 9) | st.sampled_from([-(2**31), 2**31 - 1])
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    table=st.lists(NUMBERS, min_size=4, max_size=4),
+    starts=st.lists(NUMBERS, min_size=1, max_size=1),
+    context=st.lists(NUMBERS | st.integers(1, 33), min_size=2, max_size=2),
+    slots=st.lists(NUMBERS, min_size=1, max_size=3),
+)
+def test_tables_of_any_numbers_are_refused_or_lie_within_the_cache(
+    table: list[int], starts: list[int], context: list[int], slots: list[int]
+) -> None:
+    """What lies outside is noticed when the kernels run sanitised."""
+    cache = torch.zeros(3, 16, 1, 8)
+    numbers = (torch.tensor(part, dtype=torch.int32) for part in (table, [0, *starts, 4], context))
+    table_BM, *others = numbers
+    with suppress(KernelError):
+        paged_attention(torch.zeros(4, 1, 8), cache, cache, table_BM.view(2, 2), *others, 1.0)
+    with suppress(KernelError):
+        write_cache(cache, torch.zeros(len(slots), 1, 8), torch.tensor(slots, dtype=torch.int32))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -113,7 +113,7 @@ int32_t check_paging(const Paging& p, int64_t rows) {
   if (p.sequences > 0 && (p.query_starts[0] != 0 || p.query_starts[p.sequences] != rows))
     return kBadBlock;
   for (int64_t b = 0; b < p.sequences; ++b) {
-    const int64_t n = p.query_starts[b + 1] - p.query_starts[b];
+    const int64_t n = int64_t{p.query_starts[b + 1]} - p.query_starts[b];
     const int64_t blocks = (p.context[b] + p.block_size - 1) / p.block_size;
     if (n < 0 || n > p.context[b] || blocks > p.blocks_per_sequence) return kBadBlock;
     for (int64_t m = 0; m < blocks; ++m) {
