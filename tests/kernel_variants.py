@@ -4,10 +4,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
+from hypothesis import settings
 
 from mull.kernels import library
 
 VARIANTS = library.VARIANTS
+
+
+def examples(count: int) -> settings:
+    """So many drawn examples, or as few as the profile in use asks for."""
+    return settings(max_examples=min(count, settings().max_examples), deadline=None)
 
 
 @contextmanager

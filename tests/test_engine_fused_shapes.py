@@ -7,9 +7,9 @@ from typing import Any
 import test_engine_fused as dense
 import test_engine_fused_latent as latent
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from kernel_variants import using
+from kernel_variants import examples, using
 from torch import Tensor
 
 from mull.engine.cache import PagedCache
@@ -18,7 +18,6 @@ from mull.engine.scheduler import Chunk
 from mull.kernels import library
 from mull.model.transformer import CausalLM
 
-EXAMPLES = min(40, settings().max_examples)  # fewer where the kernels are slow
 VARIANT = st.sampled_from(library.supported() or ["portable"])
 # Tokens already cached, and new ones, of each sequence.
 BATCH = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 30)), min_size=1, max_size=4)
@@ -126,7 +125,7 @@ def check(
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-4)
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@examples(40)
 @given(
     variant=VARIANT,
     shape=dense_shapes(st.integers(1, 34).map(lambda half: 2 * half)),
@@ -142,7 +141,7 @@ def test_dense_layers_of_any_shape_and_batch(
         check(model, precision, torch.bfloat16, lengths)
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@examples(40)
 @given(
     variant=VARIANT,
     shape=dense_shapes(st.integers(1, 20).map(lambda quarter: 4 * quarter)),
@@ -156,7 +155,7 @@ def test_dense_layers_of_any_shape_and_batch_over_an_int8_cache(
         check(dense.make_model(**shape), precision, torch.int8, lengths)
 
 
-@settings(max_examples=EXAMPLES, deadline=None)
+@examples(40)
 @given(
     variant=VARIANT,
     shape=latent_shapes(),

@@ -6,9 +6,9 @@ from contextlib import suppress
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from kernel_variants import VARIANTS, using, without_native
+from kernel_variants import VARIANTS, examples, using, without_native
 from torch import Tensor
 
 from mull.errors import KernelError
@@ -87,7 +87,7 @@ DTYPES = st.sampled_from([torch.float32, torch.bfloat16])
 SEQUENCES = st.lists(st.tuples(st.integers(1, 540), st.integers(0, 30)), min_size=1, max_size=4)
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     variant=st.sampled_from(library.supported() or ["portable"]),
     dtype=DTYPES,
@@ -116,7 +116,7 @@ def test_any_shape_equals_the_reference(
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     variant=st.sampled_from(library.supported() or ["portable"]),
     dtype=DTYPES,
@@ -147,7 +147,7 @@ def test_latent_attention_of_any_shape_equals_the_reference(
 NUMBERS = st.integers(-2, 9) | st.sampled_from([-(2**31), 2**31 - 1])
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(
     table=st.lists(NUMBERS, min_size=4, max_size=4),
     starts=st.lists(NUMBERS, min_size=1, max_size=1),

@@ -6,9 +6,9 @@ import random
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from kernel_variants import VARIANTS, using, without_native
+from kernel_variants import VARIANTS, examples, using, without_native
 from test_kernels_attention import Case, make_case
 
 from mull.errors import KernelError
@@ -72,7 +72,7 @@ def test_an_outlying_channel_of_the_keys_costs_no_accuracy() -> None:
     assert (got - exact).norm() < 0.15 * exact.norm()
 
 
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(
     variant=st.sampled_from(library.supported() or ["portable"]),
     groups=st.integers(1, 13),

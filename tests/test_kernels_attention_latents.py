@@ -5,9 +5,9 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from kernel_variants import VARIANTS, using
+from kernel_variants import VARIANTS, examples, using
 from torch import Tensor
 
 from mull.errors import KernelError
@@ -87,7 +87,7 @@ def test_attention_over_int8_latents_stays_within_two_percent_of_exact(name: str
     assert (got - exact).norm() < 0.02 * exact.norm()
 
 
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     variant=st.sampled_from(library.supported() or ["portable"]),
     heads=st.integers(1, 35),

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from kernel_variants import VARIANTS, using, without_native
+from kernel_variants import VARIANTS, examples, using, without_native
 from torch import nn
 
 from mull.errors import KernelError
@@ -41,7 +41,7 @@ def _all_rows(packed: PackedLinear) -> torch.Tensor:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("kind", ["q8", "q4"])
-@settings(max_examples=25, deadline=None)
+@examples(25)
 @given(
     n=st.integers(1, 70),
     k=st.integers(1, 200) | st.sampled_from([576, 2050]),
