@@ -46,6 +46,13 @@ def build_library(name: str, compiler: str, *options: str) -> Path:
     return folder
 
 
+def kernel_tests() -> list[str]:
+    """The files whose tests compute with the kernels."""
+    others = {f"test_kernels_{name}.py" for name in ("library", "neon", "sanitised")}
+    files = [*(ROOT / "tests").glob("test_kernels_*.py"), *ROOT.glob("tests/test_engine_fused*.py")]
+    return sorted(str(file) for file in files if file.name not in others)
+
+
 def run(*command: str, env: dict[str, str] | None = None) -> str:
     """stdout; both streams in the failure."""
     done = subprocess.run(command, capture_output=True, text=True, env=env, cwd=ROOT, check=False)

@@ -14,7 +14,7 @@ import test_engine_fused_latent as latent
 import torch
 from elsewhere import running
 from kernel_variants import using
-from native_builds import ROOT, build_library, need, run
+from native_builds import ROOT, build_library, kernel_tests, need, run
 
 from mull.engine.packing import bind
 from mull.engine.prepare import prepare
@@ -70,8 +70,7 @@ def test_products_pass_their_tests_on_arm_with_and_without_dot_products(command:
 
 @pytest.mark.slow
 def test_attention_and_whole_layers_pass_their_tests_on_arm(command: list[str]) -> None:
-    names = ("kernels_attention", "engine_fused")
-    files = [str(f) for name in names for f in sorted((ROOT / "tests").glob(f"test_{name}*.py"))]
+    files = [file for file in kernel_tests() if not file.endswith("linear.py")]
     run_tests(command, "-k", "not portable and not more_rows", *files)  # the latter is slow
 
 

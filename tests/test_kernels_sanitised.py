@@ -8,11 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from native_builds import ROOT, build_library, need, run
+from native_builds import ROOT, build_library, kernel_tests, need, run
 
 from mull.kernels import library
 
-TESTS = ("kernels_linear", "kernels_attention", "engine_fused")
 PAST_THE_END = """
 import ctypes, torch
 from mull.kernels import PackedLinear, library
@@ -58,9 +57,10 @@ def _runtime(compiler: str, name: str) -> str:
 
 @pytest.mark.slow
 def test_the_kernels_tests_pass_on_a_sanitised_build(environment: dict[str, str]) -> None:
-    files = [str(f) for name in TESTS for f in sorted((ROOT / "tests").glob(f"test_{name}*.py"))]
     plugins = ["-p", "other_library", "-p", "no:faulthandler", "-p", "no:cacheprovider"]
-    out = run(sys.executable, "-m", "pytest", "-x", "-s", *plugins, *files, env=environment)
+    out = run(
+        sys.executable, "-m", "pytest", "-x", "-s", *plugins, *kernel_tests(), env=environment
+    )
     assert " passed" in out
 
 
