@@ -22,7 +22,7 @@ lint: setup-dev
 
 # The programs in bench/requirements-peers.txt are compared with; without them mull runs alone.
 bench: setup-dev
-	@for script in decode prefill longcontext rollouts quality; do \
+	@for script in decode prefill longcontext moe rollouts quality speculative start; do \
 	  $(BIN)/python bench/$$script.py || exit 1; done
 
 bench-peers: .venv-peers/.installed

@@ -19,6 +19,16 @@ class UnsupportedError(Exception):
     """A request this contender cannot answer by its nature: its cell stays empty."""
 
 
+def decoded(decode: Answer) -> Answer:
+    """What stands for sampling answers where a program samples nothing: decoding as many sequences
+    from prompts as long, all of the same length."""
+
+    def rollout(prompts: list[Any], each: int, tokens: int, context_tokens: int, seed: int) -> Any:
+        return decode(len(prompts) * each, tokens, context_tokens, seed)
+
+    return rollout
+
+
 def serve(load: Callable[..., tuple[dict[str, Any], dict[str, Answer]]]) -> None:
     """`load` gets the options of the command line (JSON) and gives a greeting and the answers.
 

@@ -11,7 +11,7 @@ import subprocess
 from importlib.metadata import version
 from typing import Any
 
-from child import UnsupportedError, serve
+from child import UnsupportedError, decoded, serve
 from dasllama import tool_path
 
 _RATE = re.compile(r"^((?:pp|tg)\S+): ([\d.]+) ± [\d.]+ tok/s", re.MULTILINE)
@@ -47,7 +47,7 @@ def load(model: str, quant: str, threads: int) -> Any:
 
     rates(p=16, n=0)  # writes the image, and shows that the model is one it knows
     greeting = {"program": "dasLLAMA", "version": version("dasllama"), "quant": quant}
-    return greeting, {"prefill": prefill, "decode": decode}
+    return greeting, {"prefill": prefill, "decode": decode, "rollout": decoded(decode)}
 
 
 def _flag(name: str) -> str:

@@ -14,7 +14,7 @@ from typing import Any
 
 import llama_cpp as lc
 import numpy as np
-from child import UnsupportedError, serve
+from child import UnsupportedError, decoded, serve
 
 Row = tuple[int, int, int, bool]  # token, position, sequence, wants logits
 SLACK = 16
@@ -132,7 +132,8 @@ def load(model: str, threads: int, flash: bool = True, unified: bool = False) ->
         "weight_bytes": lc.llama_model_size(handle),
         "weights": lc.llama_model_n_params(handle),
     }
-    return greeting, {"prefill": prefill, "decode": decode, "logits": logits}
+    answers = {"prefill": prefill, "decode": decode, "rollout": decoded(decode), "logits": logits}
+    return greeting, answers
 
 
 if __name__ == "__main__":

@@ -65,9 +65,10 @@ def sample_answers(
     while engine.has_work:
         outputs += [event.output for event in engine.step() if event.output is not None]
     seconds = time.perf_counter() - start
+    first = min(output.request_id for output in outputs)
     answers = [
         {
-            "prompt": output.request_id - outputs[0].request_id,
+            "prompt": output.request_id - first,
             "token_ids": output.token_ids,
             "logprobs": [token.logprob for token in output.logprobs or []],
         }
@@ -98,7 +99,9 @@ def load(model: str, precision: str, threads: int, **options: Any) -> Any:
             "ops": steps * work.decode_ops(batch),
         }
 
-    def rollout(prompts: list[list[int]], each: int, tokens: int, seed: int) -> dict[str, Any]:
+    def rollout(
+        prompts: list[list[int]], each: int, tokens: int, context_tokens: int, seed: int
+    ) -> dict[str, Any]:
         return sample_answers(llm, prompts, each, tokens, seed)
 
     def logits(ids: list[int], out: str) -> dict[str, Any]:

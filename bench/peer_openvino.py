@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import openvino
 import openvino_genai as ov
-from child import serve
+from child import decoded, serve
 
 
 def load(model: str, threads: int) -> Any:
@@ -32,7 +32,7 @@ def load(model: str, threads: int) -> Any:
         return {"seconds": milliseconds / 1000, "tokens": batch * steps}
 
     greeting = {"program": "OpenVINO", "version": f"openvino-genai {ov.__version__}"}
-    return greeting, {"prefill": prefill, "decode": decode}
+    return greeting, {"prefill": prefill, "decode": decode, "rollout": decoded(decode)}
 
 
 if __name__ == "__main__":
