@@ -29,5 +29,17 @@ class QueueFullError(RequestError):
     """The bounded queue of waiting requests is full; try again later."""
 
 
+class TaskError(MullError):
+    """A task that cannot be had: unknown name, unreadable file, no checkable answers."""
+
+
+class RecipeError(MullError):
+    """A recipe that cannot be run as written: unknown key, impossible size, missing file."""
+
+
+class TrainError(MullError):
+    """Training that cannot go on: damaged checkpoint, changed recipe, NaN loss, full disk."""
+
+
 class KernelError(MullError):
     """A kernel was asked for that this machine or build does not have."""

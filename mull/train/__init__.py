@@ -1,0 +1,1 @@
+"""From a recipe to a thinking model: pretraining, SFT, reinforcement learning, distillation."""

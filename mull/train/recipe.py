@@ -1,0 +1,447 @@
+"""A recipe: one TOML file that says everything about one reproducible run.
+
+Read into pydantic models; whatever is unknown, impossible or contradictory is refused before any
+work, naming the key and the nearest valid one.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from mull.errors import RecipeError
+
+Positive = Annotated[int, Field(gt=0)]
+Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}$")]
+Budget = Annotated[str, Field(pattern=r"^(\d+(\.\d+)?(s|m|h)|\$\d+(\.\d+)?)$")]
+
+# How a task's problem becomes text to learn from (see train/traces.py).
+Form = Literal["chat", "worked", "guess", "skipped", "slips", "recheck", "malformed", "direct"]
+
+
+class Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Lora(Table):
+    """Low-rank adapters (arXiv 2106.09685) on every linear layer named in `layers`."""
+
+    rank: Positive = 16
+    alpha: float = 32.0
+    layers: tuple[str, ...] = (
+        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
+    )  # fmt: skip
+
+
+class ModelSpec(Table):
+    """`base`, any model mull loads, or a fresh one whose sizes follow from `depth`.
+
+    sizes: fields of config.json, for what the dial should not decide.
+    """
+
+    base: str | None = None
+    depth: Annotated[int, Field(ge=1, le=128)] | None = None
+    architecture: Literal["deepseek", "dense"] = "deepseek"
+    experts: bool = True
+    mtp: bool = True
+    context: Positive = 1024
+    sizes: dict[str, Any] = {}
+    lora: Lora | None = None
+
+    @model_validator(mode="after")
+    def _either(self) -> ModelSpec:
+        if (self.base is None) == (self.depth is None):
+            raise ValueError("give either base (a model to start from) or depth (a fresh one)")
+        if self.base is None and self.lora is not None:
+            raise ValueError("lora needs a base model: a fresh one is trained whole")
+        return self
+
+
+class TokenizerSpec(Table):
+    """Of a fresh model: byte-level BPE trained on the recipe's own data, or another model's.
+
+    digits: every digit is a token of its own, so that arithmetic can be learnt.
+    """
+
+    vocabulary: Annotated[int, Field(ge=270, le=262144)] = 512
+    digits: bool = True
+    like: str | None = None
+
+
+class FamilySpec(Table):
+    """weight: share of problems beside the other families. levels: lowest and highest."""
+
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    levels: tuple[int, int] | None = None
+    settings: dict[str, Any] = {}
+
+
+class TaskSpec(Table):
+    """A mixture of families (of mull.tasks, `reasoning-gym:NAME`), or a file of your own: Python
+    with problems and a verifier, or JSONL with questions and answers."""
+
+    families: dict[str, FamilySpec] = {}
+    file: Path | None = None
+
+    @model_validator(mode="after")
+    def _either(self) -> TaskSpec:
+        if bool(self.families) == (self.file is not None):
+            raise ValueError("give either families or a file")
+        return self
+
+
+class DataSpec(Table):
+    """One source of text; exactly one of text, chat, parquet, task and stage.
+
+    text: files of plain text. chat: JSONL of {"messages": [...]}. parquet: files, with the column.
+    task: traces made from that task's problems, in these forms by share. stage: what a reject
+    stage kept. weight: share of tokens beside the other sources.
+    """
+
+    text: tuple[Path, ...] = ()
+    chat: tuple[Path, ...] = ()
+    parquet: tuple[Path, ...] = ()
+    column: str = "text"
+    task: str | None = None
+    forms: dict[Form, Share] = {"chat": 1.0}
+    stage: str | None = None
+    weight: Annotated[float, Field(gt=0)] = 1.0
+
+    @model_validator(mode="after")
+    def _one(self) -> DataSpec:
+        given = [bool(self.text), bool(self.chat), bool(self.parquet)]
+        if sum([*given, self.task is not None, self.stage is not None]) != 1:
+            raise ValueError("give exactly one of text, chat, parquet, task and stage")
+        return self
+
+
+class Optimiser(Table):
+    """adamw for everything, or muon for matrices with adamw for the rest (embeddings, norms).
+
+    learning_rate is the matrices' (of muon) or everybody's (of adamw); adamw_learning_rate the
+    rest's beside muon. Warm-up is linear; `decay` is the part of the steps at the end over which
+    the rate falls to `final` of its height, by schedule.
+    """
+
+    name: Literal["adamw", "muon"] = "adamw"
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    adamw_learning_rate: Annotated[float, Field(gt=0)] = 4e-3
+    betas: tuple[float, float] = (0.9, 0.95)
+    momentum: float = 0.95
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    clip: Annotated[float, Field(gt=0)] = 1.0
+    warmup: Annotated[int, Field(ge=0)] = 10
+    schedule: Literal["constant", "linear", "cosine"] = "linear"
+    decay: Share = 0.0
+    final: Share = 0.0
+
+
+class Rewards(Table):
+    """correct is earned for a correct answer; format only together with it (an additive reward for
+    form alone is gamed). language: share of the thinking's words in that script. overlong: at most
+    this penalty, growing over the last `overlong_tokens` of the room (DAPO eq. 13)."""
+
+    correct: float = 1.0
+    format: float = 0.1
+    language: float = 0.0
+    overlong: float = 0.0
+    overlong_tokens: Positive = 32
+
+
+class StageBase(Table):
+    """start: the stage whose result this one begins with; None: the one before; "model": the
+    recipe's own model. budget: "20m" or "$2", ends the stage cleanly."""
+
+    name: Name
+    start: str | None = None
+    optimiser: Optimiser = Optimiser()
+    precision: Literal["fp32", "bf16"] = "fp32"
+    checkpointing: bool = False
+    budget: Budget | None = None
+    checkpoint_every: Positive = 100
+    validate_every: Annotated[int, Field(ge=0)] = 0
+
+
+class LearnStage(StageBase):
+    """Learning from given text: pretrain learns every token, sft only what the assistant says."""
+
+    data: Annotated[tuple[DataSpec, ...], Field(min_length=1)]
+    steps: Positive | None = None
+    epochs: Positive | None = None
+    batch_tokens: Positive = 8192
+    max_length: Positive = 512
+    mtp_weight: Annotated[float, Field(ge=0)] = 0.3
+
+    @model_validator(mode="after")
+    def _duration(self) -> LearnStage:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+        return self
+
+
+class Pretrain(LearnStage):
+    kind: Literal["pretrain"]
+
+
+class Sft(LearnStage):
+    kind: Literal["sft"]
+
+
+class Sampling(Table):
+    temperature: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    max_tokens: Positive = 256
+
+
+class Rl(StageBase):
+    """Reinforcement learning on checkable rewards.
+
+    Every step asks `questions` questions with `group` answers each. staleness: rollouts may be this
+    many updates old. minibatches: updates made of one rollout. importance_cap: c of the truncated
+    importance weights min(pi_train / pi_rollout, c); gap_alarm: mean log-probability gap beyond
+    which the log warns. resample: at most this many times as many questions are tried to replace
+    groups that teach nothing.
+    """
+
+    kind: Literal["rl"]
+    task: str
+    algorithm: Literal["grpo", "dr_grpo", "dapo", "gspo", "cispo"] = "grpo"
+    steps: Positive
+    questions: Positive = 32
+    group: Annotated[int, Field(ge=2, le=256)] = 8
+    minibatches: Positive = 1
+    batch_tokens: Positive = 16384
+    sampling: Sampling = Sampling()
+    rewards: Rewards = Rewards()
+    clip_low: Annotated[float, Field(gt=0)] = 0.2
+    clip_high: Annotated[float, Field(gt=0)] = 0.28
+    kl: Annotated[float, Field(ge=0)] = 0.0
+    reference_every: Annotated[int, Field(ge=0)] = 0
+    truncated: Literal["mask", "penalise"] = "mask"
+    resample: Annotated[float, Field(ge=1.0)] = 1.0
+    staleness: Annotated[int, Field(ge=0)] = 0
+    importance_cap: Annotated[float, Field(gt=0)] = 2.0
+    gap_alarm: float = 0.1
+    replay_routing: bool = True
+    rollout_precision: Literal["fp32", "bf16", "q8", "q4"] = "fp32"
+
+
+class Reject(StageBase):
+    """Rejection sampling: of `samples` answers to each question those are kept that are correct,
+    readable and not too long; at most `keep` of a question, the shortest ones."""
+
+    kind: Literal["reject"]
+    task: str
+    questions: Positive
+    samples: Positive = 4
+    keep: Positive = 1
+    sampling: Sampling = Sampling()
+
+
+class Distill(LearnStage):
+    """From a teacher (a stage, a model mull loads, or the URL of an API) to this model.
+
+    sft: learns the teacher's kept answers. on_policy: the student's own answers, reverse KL to the
+    teacher at every token; local teachers of the same vocabulary only.
+    """
+
+    kind: Literal["distill"]
+    data: tuple[DataSpec, ...] = ()
+    teacher: str
+    form: Literal["sft", "on_policy"] = "sft"
+    task: str
+    questions: Positive = 1000
+    samples: Positive = 1
+    sampling: Sampling = Sampling()
+    student: ModelSpec | None = None
+
+
+class Evaluate(StageBase):
+    """pass@1 over k samples of held-out problems, for every stage named; no training."""
+
+    kind: Literal["eval"]
+    tasks: Annotated[tuple[str, ...], Field(min_length=1)]
+    stages: tuple[str, ...] = ()
+    problems: Positive = 1000
+    k: Positive = 1
+    greedy: bool = True
+    sampling: Sampling = Sampling()
+
+
+Stage = Annotated[Pretrain | Sft | Rl | Reject | Distill | Evaluate, Field(discriminator="kind")]
+
+
+class Machine(Table):
+    """For the bill: what the machine draws, and what an hour of it and a kWh cost."""
+
+    watts: Annotated[float, Field(ge=0)] = 30.0
+    dollars_per_hour: Annotated[float, Field(ge=0)] = 0.0
+    dollars_per_kwh: Annotated[float, Field(ge=0)] = 0.30
+
+
+class Recipe(Table):
+    name: Name
+    about: str = ""
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 1
+    model: ModelSpec
+    tokenizer: TokenizerSpec = TokenizerSpec()
+    tasks: dict[str, TaskSpec] = {}
+    stages: Annotated[tuple[Stage, ...], Field(min_length=1)]
+    machine: Machine = Machine()
+    budget: Budget | None = None
+
+    @model_validator(mode="after")
+    def _references(self) -> Recipe:
+        seen = ["model"]
+        for stage in self.stages:
+            where = f"stage {stage.name}"
+            if stage.name in seen:
+                raise ValueError(f"{where}: the name is taken; every stage has one of its own")
+            if stage.start is not None:
+                _known(stage.start, seen, f"{where}: start")
+            tasks = [getattr(stage, "task", None), *getattr(stage, "tasks", ())]
+            data = getattr(stage, "data", ())
+            for task in [*tasks, *(source.task for source in data)]:
+                if task is not None:
+                    _known(task, list(self.tasks), f"{where}: task")
+            for source in data:
+                if source.stage is not None:
+                    _known(source.stage, seen[1:], f"{where}: data.stage")
+            for name in getattr(stage, "stages", ()):
+                _known(name, seen, f"{where}: stages")
+            seen.append(stage.name)
+        return self
+
+
+def _known(name: str, names: Sequence[str], where: str) -> None:
+    if name not in names:
+        close = difflib.get_close_matches(name, names, 1)
+        mend = f"did you mean {close[0]!r}?" if close else f"known here: {', '.join(names) or '-'}"
+        raise ValueError(f"{where} names {name!r}, which is not there; {mend}")
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a TOML file, with `a.b=c` overrides (stages by name: `stages.rl.steps=5`).
+
+    Files are meant relative to the recipe. Raises RecipeError, one line.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: cannot be read ({error})") from None
+    except tomllib.TOMLDecodeError as error:
+        raise RecipeError(f"{path}: not valid TOML: {error}") from None
+    for override in overrides:
+        _override(values, override)
+    return parse_recipe(values, where=str(path), folder=path.parent)
+
+
+def parse_recipe(values: dict[str, Any], *, where: str, folder: Path) -> Recipe:
+    try:
+        recipe = Recipe.model_validate(values)
+    except ValidationError as error:
+        raise RecipeError(f"{where}: {_first_problem(error, values)}") from None
+    return _with_files(recipe, where, folder)
+
+
+def _override(values: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise RecipeError(f"--set {override}: write it as key=value, such as stages.rl.steps=5")
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        value = text
+    *path, last = key.split(".")
+    place: Any = values
+    for part in path:
+        if isinstance(place, list):
+            place = next((each for each in place if each.get("name") == part), None)
+        else:
+            place = place.setdefault(part, {}) if isinstance(place, dict) else None
+        if place is None:
+            raise RecipeError(f"--set {override}: there is no {part!r} in the recipe")
+    if not isinstance(place, dict):
+        raise RecipeError(f"--set {override}: {path[-1]!r} is not a table")
+    place[last] = value
+
+
+def _first_problem(error: ValidationError, values: dict[str, Any]) -> str:
+    problem = error.errors(include_url=False)[0]
+    where = _place(problem["loc"], values)
+    message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "extra_forbidden":
+        unknown = str(problem["loc"][-1])
+        close = difflib.get_close_matches(unknown, sorted(_all_keys()), 1)
+        mend = f"; did you mean {close[0]!r}?" if close else ""
+        return f"unknown key {where}{mend}"
+    if problem["type"] == "missing":
+        return f"{where} is missing"
+    given = problem.get("input")
+    shown = (
+        ""
+        if isinstance(given, dict | list | tuple)
+        else f" (it is {json.dumps(given, default=str)[:60]})"
+    )
+    return f"{where}: {message}{shown}" if where else message
+
+
+def _place(location: Sequence[int | str], values: Any) -> str:
+    """`stages.rl.steps` for ("stages", 2, "rl", "steps"): stages by name, without union tags."""
+    parts: list[str] = []
+    for part in location:
+        if isinstance(part, int):
+            values = values[part] if isinstance(values, list) and part < len(values) else {}
+            name = values.get("name") if isinstance(values, dict) else None
+            parts.append(str(name) if name else str(part))
+        elif isinstance(values, dict) and values.get("kind") == part:
+            continue
+        else:
+            parts.append(str(part))
+            values = values.get(part, {}) if isinstance(values, dict) else {}
+    return ".".join(parts)
+
+
+def _all_keys() -> set[str]:
+    tables: list[type[BaseModel]] = [
+        Recipe, ModelSpec, Lora, TokenizerSpec, TaskSpec, FamilySpec, DataSpec, Optimiser,
+        Rewards, Sampling, Machine, *get_args(get_args(Stage)[0]),
+    ]  # fmt: skip
+    return {key for table in tables for key in table.model_fields}
+
+
+def _with_files(recipe: Recipe, where: str, folder: Path) -> Recipe:
+    """Every file named, made absolute; RecipeError for one that is not there."""
+
+    def found(path: Path, key: str) -> Path:
+        full = (folder / path).resolve()
+        if not full.is_file():
+            raise RecipeError(f"{where}: {key} names {path}, but there is no such file")
+        return full
+
+    tasks = {
+        name: task if task.file is None
+        else task.model_copy(update={"file": found(task.file, f"tasks.{name}.file")})
+        for name, task in recipe.tasks.items()
+    }  # fmt: skip
+    stages = []
+    for stage in recipe.stages:
+        data = tuple(
+            source.model_copy(
+                update={
+                    kind: tuple(found(p, f"stages.{stage.name}.data.{kind}") for p in paths)
+                    for kind in ("text", "chat", "parquet")
+                    if (paths := getattr(source, kind))
+                }
+            )
+            for source in getattr(stage, "data", ())
+        )
+        stages.append(stage.model_copy(update={"data": data}) if data else stage)
+    return recipe.model_copy(update={"tasks": tasks, "stages": tuple(stages)})
