@@ -1,52 +1,23 @@
 """What reaches a terminal: a model's words made harmless, thinking dimmed, tables, JSON.
 
-Text from a model or a model file is hostile: a control sequence in it could rewrite the screen, set
-the clipboard or answer a prompt. Nothing of the kind passes here, on a terminal or into a pipe.
+No control sequence of a model's passes here (see mull.harmless), on a terminal or into a pipe.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
 
-# C0 without tab and newline, DEL, C1, bidi embeddings/overrides/isolates, separators that some
-# terminals take for a new line, tag characters (invisible text), lone surrogates.
-_HOSTILE = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u2028\u2029\U000e0000-\U000e007f\ud800-\udfff]"
-)
-
-
-def visible(text: str) -> str:
-    """`text` with every control character shown as a harmless stand-in; carriage returns go."""
-    return _HOSTILE.sub(_stand_in, text)
-
-
-def _stand_in(match: re.Match[str]) -> str:
-    code = ord(match.group())
-    if code == 0x0D:
-        return ""
-    if code < 0x20:
-        return chr(0x2400 + code)  # U+241B for escape and so on: control pictures
-    return "\u2421" if code == 0x7F else "\ufffd"
-
-
-def one_line(text: str) -> str:
-    """`text` made harmless and folded into a single line."""
-    return " ".join(visible(text).split())
+from mull.harmless import HOSTILE, one_line, visible
 
 
 def print_json(value: Any) -> None:
     """One JSON value on stdout, exact: what a terminal could act on is escaped, not replaced."""
     text = json.dumps(value, ensure_ascii=False, indent=2)
-    print(_HOSTILE.sub(_json_escape, text))
-
-
-def _json_escape(match: re.Match[str]) -> str:
-    return json.dumps(match.group())[1:-1]
+    print(HOSTILE.sub(lambda match: json.dumps(match.group())[1:-1], text))
 
 
 def print_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
