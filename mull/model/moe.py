@@ -55,19 +55,28 @@ class Router(nn.Module):
             # Not a Parameter: no gradient reaches it, the trainer's balancing rule moves it.
             bias_E = torch.zeros(config.n_routed_experts, device=device, dtype=torch.float32)
             self.register_buffer("e_score_correction_bias", bias_E)
+        # int64 [T, chosen]: the choices of an earlier pass, to be made again; None: choose.
+        self.replay: Tensor | None = None
 
     def forward(self, x_TD: Tensor) -> tuple[Tensor, Tensor]:
         """(weights float32 [T, chosen], experts int64 [T, chosen])."""
-        scores_TE = self.score(F.linear(x_TD.float(), self.weight.float()))
-        ranks_TE = scores_TE.detach()
-        if self.has_selection_bias:
-            ranks_TE = ranks_TE + self.e_score_correction_bias.float()
-        experts_TS = self._best_groups_only(ranks_TE).topk(self.chosen, dim=-1).indices
+        scores_TE = self.scores(x_TD)
+        experts_TS = self._choose(scores_TE.detach()) if self.replay is None else self.replay
         # The bias only selects: the weights are the unbiased scores.
         weights_TS = scores_TE.gather(1, experts_TS)
         if self.normalise:
             weights_TS = weights_TS / (weights_TS.sum(dim=-1, keepdim=True) + 1e-20)
         return weights_TS * self.scaling, experts_TS
+
+    def scores(self, x_TD: Tensor) -> Tensor:
+        """Affinities, float32 [T, E], under autocast too."""
+        with torch.autocast(x_TD.device.type, enabled=False):
+            return self.score(F.linear(x_TD.float(), self.weight.float()))
+
+    def _choose(self, ranks_TE: Tensor) -> Tensor:
+        if self.has_selection_bias:
+            ranks_TE = ranks_TE + self.e_score_correction_bias.float()
+        return self._best_groups_only(ranks_TE).topk(self.chosen, dim=-1).indices
 
     def _best_groups_only(self, ranks_TE: Tensor) -> Tensor:
         if self.group_score is None:

@@ -8,6 +8,7 @@ T tokens (packed, no padding) · D model · V vocabulary
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from mull.model.config import ModelConfig
 from mull.model.decoder import DecoderLayer
@@ -36,12 +37,17 @@ class Decoder(nn.Module):
         )
         self.norm = RMSNorm(width, config.rms_norm_eps, device=device, dtype=dtype)
         self.rope = Rope(config)
+        # Training only: layers keep their input alone and are computed again going backward.
+        self.checkpointing = False
 
     def forward(self, ids_T: Tensor, seqs: Sequences) -> Tensor:
         x_TD = self.embed_tokens(ids_T)
         rope = self.rope(seqs.positions_T)
         for layer in self.layers:
-            x_TD = layer(x_TD, seqs, rope)
+            if self.checkpointing and torch.is_grad_enabled():
+                x_TD = checkpoint(layer, x_TD, seqs, rope, use_reentrant=False)
+            else:
+                x_TD = layer(x_TD, seqs, rope)
         return self.norm(x_TD)
 
 

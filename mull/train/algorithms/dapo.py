@@ -1,0 +1,16 @@
+"""DAPO (arXiv 2503.14476): the mean over all tokens of the step, a wider bound upwards.
+
+The rest of DAPO lies elsewhere: groups that teach nothing are resampled by the stage, truncated
+answers masked, the soft overlong penalty is a reward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mull.train.algorithms.grpo import Grpo
+
+
+class Dapo(Grpo):
+    def weights(self, lengths: Sequence[int]) -> list[float]:
+        return [1 / max(sum(lengths), 1)] * len(lengths)

@@ -1,0 +1,297 @@
+"""The training step, the same for every stage and algorithm.
+
+Forward over packed sequences, log-probabilities of the learnt tokens in chunks, the objective's
+loss, backward, clip, optimiser, balancing of the experts. What is learnt, and why, the objective
+knows (see objective.py).
+
+T tokens (packed) · L learnt tokens · D model
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from mull.errors import TrainError
+from mull.model import CausalLM, PackedSequences
+from mull.train.batch import Batch
+from mull.train.flops import step_flops
+from mull.train.logprobs import token_logprobs, token_statistics
+from mull.train.objective import Objective, Prediction, Totals
+from mull.train.optimiser import Updater
+from mull.train.recipe import Optimiser
+from mull.train.rl_batch import RlBatch
+from mull.train.routing import Balance, Routing
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """step: from 1. grad_norm: before clipping. entropy, metrics: means over learnt tokens.
+    router_load: each expert's share by layer. mtp_hits: how often the MTP module's likeliest token
+    is the one that came. flops: of the step, see flops.py."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    learning_rate: float
+    tokens: int
+    learnt: int
+    entropy: float
+    metrics: dict[str, float]
+    flops: float
+    seconds: float
+    router_violation: float = 0.0
+    router_load: dict[str, list[float]] = field(default_factory=dict)
+    mtp_loss: float | None = None
+    mtp_hits: float | None = None
+
+    def utilisation(self, peak_gflop_per_s: float) -> float:
+        """Share of a machine's peak in this precision."""
+        return self.flops / self.seconds / (peak_gflop_per_s * 1e9)
+
+
+class Learner:
+    """Trains `model` (float32 weights) in place.
+
+    precision bf16: products in bfloat16 by autocast, weights and optimiser stay float32.
+    checkpointing: layers are computed again in the backward pass, which saves memory.
+    mtp_weight: lambda of the MTP loss (V3 report, eq. 24), 0: not trained. temperature: of the
+    policy whose log-probabilities are meant, as in its rollouts.
+    """
+
+    def __init__(
+        self,
+        model: CausalLM,
+        spec: Optimiser,
+        total_steps: int,
+        *,
+        precision: Literal["fp32", "bf16"] = "fp32",
+        checkpointing: bool = False,
+        mtp_weight: float = 0.0,
+        balance: Balance | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        self.model, self.spec = model, spec
+        self.precision, self.temperature = precision, temperature
+        self.mtp_weight = mtp_weight if len(model.mtp) else 0.0
+        model.model.checkpointing = checkpointing
+        for depth in model.mtp if not self.mtp_weight else ():
+            depth.requires_grad_(False)
+        self.updater = Updater(model.named_parameters(), spec, total_steps)
+        self.routing = Routing(model, balance or Balance())
+        self.device = model.lm_head.weight.device
+        self._frozen = (
+            not model.model.layers[-1].get_parameter("self_attn.o_proj.weight").requires_grad
+        )
+
+    @property
+    def steps_done(self) -> int:
+        return self.updater.step_index
+
+    def step(self, batches: Sequence[Batch], objective: Objective) -> StepReport:
+        """One update on all of `batches`. Nothing to learn in them: the weights stay, the schedule
+        goes on. Raises TrainError before any weight changes where loss or gradient is not finite.
+        """
+        start = time.perf_counter()
+        whole = Totals(
+            sequences=sum(len(batch.lengths) for batch in batches),
+            tokens=sum(batch.tokens for batch in batches),
+            learnt=int(sum(batch.learn_T.sum() for batch in batches)),
+        )
+        sums = _Sums(whole)
+        rate = self.updater.rate
+        norm = self._learn(batches, objective, sums) if whole.learnt else self._pass()
+        return StepReport(
+            step=self.steps_done,
+            loss=sums.loss,
+            grad_norm=norm,
+            learning_rate=rate,
+            tokens=whole.tokens,
+            learnt=whole.learnt,
+            entropy=sums.mean("entropy"),
+            metrics={name: sums.mean(name) for name in sums.metrics if name != "entropy"},
+            flops=self._flops(batches, whole.learnt),
+            seconds=time.perf_counter() - start,
+            router_violation=self.routing.violation(),
+            router_load=self.routing.shares(),
+            mtp_loss=sums.mtp_loss,
+            mtp_hits=sums.mtp_hits,
+        )
+
+    @torch.no_grad()
+    def logprobs(self, batches: Sequence[Batch]) -> list[Tensor]:
+        """float32 [T] of each batch: of its targets by the model as it stands, 0 where nothing is
+        learnt. Expert choices are replayed where a batch has them."""
+        results = []
+        for batch in batches:
+            rows_L = batch.learn_T.nonzero()[:, 0]
+            logprob_T = torch.zeros(batch.tokens, device=self.device)
+            with self._autocast(), self.routing.replayed(_experts(batch)):
+                hidden_TD = self.model(batch.ids_T, PackedSequences(batch.lengths))
+                logprob_T[rows_L] = token_logprobs(
+                    hidden_TD[rows_L],
+                    self.model.lm_head.weight,
+                    batch.targets_T[rows_L],
+                    temperature=self.temperature,
+                )[0]
+            results.append(logprob_T)
+        return results
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Of optimiser and schedule: (tensors, json-able rest). Weights and the routers' biases are
+        in the model's own state_dict. The tensors are live: write them before the next step."""
+        return self.updater.state()
+
+    def load_state(self, tensors: Mapping[str, Tensor], rest: Mapping[str, Any]) -> None:
+        """What `state` gave; going on is then bit-identical to never having stopped."""
+        self.updater.load_state(tensors, rest)
+
+    def _learn(self, batches: Sequence[Batch], objective: Objective, sums: _Sums) -> float:
+        """Gradients of all batches, then the update; the gradient's norm before clipping."""
+        self.updater.zero_grad()
+        self.routing.begin()
+        mtp_targets = sum(int(_two_ahead(batch)[1].sum()) for batch in batches)
+        # One region for all batches: autocast casts a weight once and keeps it.
+        with self._autocast():
+            for batch in batches:
+                experts_MTS = _experts(batch)
+                with self.routing.replayed(experts_MTS):
+                    loss = self._loss(batch, objective, sums, mtp_targets)
+                    with torch.autocast(self.device.type, enabled=False):
+                        loss.backward()
+        gradients = [p.grad for p in self.updater.parameters.values() if p.grad is not None]
+        norm_tensor = get_total_norm(gradients)
+        norm = float(norm_tensor)
+        self._check(sums.loss, norm)
+        clip_grads_with_norm_(self.updater.parameters.values(), self.spec.clip, norm_tensor)
+        self.updater.step()
+        self.routing.rebalance()
+        self.updater.zero_grad()
+        return norm
+
+    def _pass(self) -> float:
+        self.routing.begin()
+        self.updater.skip()
+        return 0.0
+
+    def _loss(self, batch: Batch, objective: Objective, sums: _Sums, mtp_targets: int) -> Tensor:
+        seqs = PackedSequences(batch.lengths)
+        rows_L = batch.learn_T.nonzero()[:, 0]
+        with self.routing.watched(batch.sequence_T, len(batch.lengths)):
+            hidden_TD = self.model(batch.ids_T, seqs)
+            mtp = self._mtp(batch, hidden_TD, seqs, sums, mtp_targets)
+        policy = Prediction(
+            hidden_TD[rows_L],
+            self.model.lm_head.weight,
+            batch.targets_T[rows_L],
+            rows_L,
+            self.temperature,
+        )
+        terms = objective(policy, batch, sums.whole)
+        sums.add(terms.loss, terms.metrics)
+        if policy.entropy is not None:
+            sums.add_metric("entropy", policy.entropy.sum())
+        loss = terms.loss if mtp is None else terms.loss + self.mtp_weight * mtp
+        balance = self.routing.sequence_loss()
+        return loss if balance is None else loss + balance / sums.whole.sequences
+
+    def _mtp(
+        self, batch: Batch, hidden_TD: Tensor, seqs: PackedSequences, sums: _Sums, targets: int
+    ) -> Tensor | None:
+        """This batch's part of the mean cross-entropy of the tokens two ahead (V3 eq. 24)."""
+        if not self.mtp_weight or not targets:
+            return None
+        two_T, learn_T = _two_ahead(batch)
+        rows_L = learn_T.nonzero()[:, 0]
+        mtp_TD = self.model.mtp_hidden(hidden_TD, batch.targets_T, seqs)
+        logprob_L, _, is_top_L = token_statistics(
+            mtp_TD[rows_L], self.model.lm_head.weight, two_T[rows_L]
+        )
+        loss = -logprob_L.sum() / targets
+        sums.add_mtp(loss, is_top_L.sum() / targets)
+        return loss
+
+    def _check(self, loss: float, norm: float) -> None:
+        for what, value in (("loss", loss), ("gradient's norm", norm)):
+            if not math.isfinite(value):
+                self.updater.zero_grad()
+                raise TrainError(
+                    f"step {self.steps_done + 1}: the {what} is {value}; the weights are as before "
+                    "this step. Lower learning_rate or clip, or look at the data of this step"
+                )
+
+    def _flops(self, batches: Sequence[Batch], learnt: int) -> float:
+        lengths = [length for batch in batches for length in batch.lengths]
+        targets = (
+            sum(int(_two_ahead(batch)[1].sum()) for batch in batches) if self.mtp_weight else 0
+        )
+        return step_flops(
+            self.model.config, lengths, learnt, mtp_targets=targets, frozen=self._frozen
+        )
+
+    @contextmanager
+    def _autocast(self) -> Iterator[None]:
+        enabled = self.precision == "bf16"
+        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
+            yield
+
+
+class _Sums:
+    """What adds up over a step's batches."""
+
+    def __init__(self, whole: Totals) -> None:
+        self.whole = whole
+        self.metrics: dict[str, Tensor] = {}
+        self._loss: Tensor | float = 0.0
+        self._mtp: tuple[Tensor, Tensor] | None = None
+
+    def add(self, loss: Tensor, metrics: Mapping[str, Tensor]) -> None:
+        self._loss = self._loss + loss.detach()
+        for name, value in metrics.items():
+            self.add_metric(name, value)
+
+    def add_metric(self, name: str, value: Tensor) -> None:
+        before = self.metrics.get(name)
+        self.metrics[name] = value.detach() if before is None else before + value.detach()
+
+    def add_mtp(self, loss: Tensor, hits: Tensor) -> None:
+        before = self._mtp or (torch.zeros(()), torch.zeros(()))
+        self._mtp = before[0] + loss.detach(), before[1] + hits
+
+    @property
+    def loss(self) -> float:
+        return float(self._loss)
+
+    def mean(self, name: str) -> float:
+        return float(self.metrics[name]) / self.whole.learnt if name in self.metrics else 0.0
+
+    @property
+    def mtp_loss(self) -> float | None:
+        return None if self._mtp is None else float(self._mtp[0])
+
+    @property
+    def mtp_hits(self) -> float | None:
+        return None if self._mtp is None else float(self._mtp[1])
+
+
+def _two_ahead(batch: Batch) -> tuple[Tensor, Tensor]:
+    """(the token after the next one, whether predicting it is learnt), both [T].
+
+    Only within a sequence: the last two positions of each have no such token.
+    """
+    two_T = batch.targets_T.roll(-1)
+    same_T = batch.sequence_T == batch.sequence_T.roll(-1)
+    same_T[-1:] = False
+    return two_T, batch.learn_T.roll(-1) & same_T
+
+
+def _experts(batch: Batch) -> Tensor | None:
+    return batch.experts_MTS if isinstance(batch, RlBatch) else None
