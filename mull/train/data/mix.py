@@ -152,11 +152,12 @@ class _Stream:
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The order of an epoch's pieces, and where each begins in the epoch's stream. Kept is the
         latest epoch's only: what is asked again and again, and can always be had anew."""
-        if self._order is None or self._order[0] != epoch:
+        kept = self._order
+        if kept is None or kept[0] != epoch:
             order_N = _permutation(f"{self._name}/{epoch}", len(self._starts_N))
             lengths_N = self._lengths_N[order_N]
-            self._order = (epoch, order_N, np.cumsum(lengths_N) - lengths_N)
-        return self._order[1], self._order[2]
+            kept = self._order = (epoch, order_N, np.cumsum(lengths_N) - lengths_N)
+        return kept[1], kept[2]
 
 
 def _pieces(source: Source, max_length: int) -> tuple[np.ndarray, np.ndarray, int, int]:
