@@ -88,10 +88,11 @@ def load(
     precision: auto (see `mull show`), fp32, bf16, or on a CPU q8 or q4, whose packed weights are
     kept in a file for the next start. device: auto, cpu or cuda. context: at most this many tokens
     per conversation, default the model's own. cache: auto, fp32, bf16 or int8 keys and values.
-    speculation: auto, ngram or off, whether tokens may be guessed ahead and checked; answers stay
-    the same. progress is called with (bytes done, bytes in all). Raises WeightsError or TextError
-    for a bad model, and unless ignore_memory for one that does not fit into memory; RequestError
-    for a bad argument.
+    speculation: auto, ngram, mtp or off, whether and how tokens may be guessed ahead and checked;
+    answers stay the same. mtp loads the model's multi-token-prediction modules, auto does so where
+    it has some and they fit into memory, and is ngram elsewhere. progress is called with (bytes
+    done, bytes in all). Raises WeightsError or TextError for a bad model, and unless ignore_memory
+    for one that does not fit into memory; RequestError for a bad argument.
     """
     chosen_device = loading.check_options(
         precision=precision, device=device, threads=threads, cache=cache, cache_tokens=cache_tokens
@@ -106,13 +107,21 @@ def load(
             f"context is {context!r}, but {name} holds 1 to {config.max_position_embeddings}"
         )
     chosen = loading.choose_precision(precision, opened, chosen_device)
+    mtp = loading.wants_mtp(
+        speculation,
+        opened,
+        precision=chosen,
+        device=chosen_device,
+        cache_tokens=cache_tokens,
+        ignore_memory=ignore_memory,
+    )
     if not ignore_memory and chosen_device.type == "cpu":
         held = loading.precision_held(chosen)
-        weights.refuse_unless_fits(config, held, name=name, cache_tokens=cache_tokens)
+        weights.refuse_unless_fits(config, held, name=name, cache_tokens=cache_tokens, mtp=mtp)
     tokenizer = Tokenizer.from_source(opened.tokenizer_source)
     template = ChatTemplate.for_tokenizer(tokenizer, tokenizer.chat_template)
     prepared = loading.load_prepared(
-        opened, precision=chosen, device=chosen_device, progress=progress
+        opened, precision=chosen, device=chosen_device, progress=progress, mtp=mtp
     )
     del opened  # the files' maps and tables
     loading.give_back_memory()

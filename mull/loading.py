@@ -13,9 +13,9 @@ from collections.abc import Callable
 import torch
 
 from mull import kernels, weights
-from mull.engine import bind, prepare
+from mull.engine import bind, choose_mode, prepare
 from mull.engine.prepare import PRECISIONS, QUANTISED, is_packed
-from mull.errors import RequestError
+from mull.errors import RequestError, WeightsError
 from mull.model.transformer import CausalLM
 
 Progress = Callable[[int, int], None]
@@ -64,6 +64,36 @@ def _check_word(name: str, value: object, known: tuple[str, ...]) -> None:
         raise RequestError(f"{name} is {value!r}, but must be {listed}")
 
 
+def wants_mtp(
+    speculation: str,
+    opened: weights.OpenedModel,
+    *,
+    precision: str,
+    device: torch.device,
+    cache_tokens: int | None = None,
+    ignore_memory: bool = False,
+) -> bool:
+    """Whether to load the modules of multi-token prediction: where they are asked for, and by auto
+    where the model has them and memory holds them as well.
+
+    Raises RequestError where they are asked for and the model has none.
+    """
+    if choose_mode(speculation, has_mtp=True) != "mtp":
+        return False
+    name = opened.files.name
+    mode = choose_mode(speculation, has_mtp=weights.holds_mtp(opened), name=name)
+    if mode != "mtp" or speculation == "mtp" or ignore_memory or device.type != "cpu":
+        return mode == "mtp"
+    held = precision_held(precision)
+    try:
+        weights.refuse_unless_fits(
+            opened.config, held, name=name, cache_tokens=cache_tokens, mtp=True
+        )
+    except WeightsError:
+        return False
+    return True
+
+
 def choose_precision(precision: str, opened: weights.OpenedModel, device: torch.device) -> str:
     """What was asked for, or what auto means here."""
     if precision != "auto":
@@ -104,7 +134,7 @@ def load_prepared(
         dtype = PRECISIONS[precision]
         model = weights.load_model(opened, dtype=dtype, device=device, progress=progress, mtp=mtp)
         return prepare(model, precision=precision, device=device)
-    if not _is_kept(opened, precision):
+    if not _is_kept(opened, precision, mtp):
         return _packed(opened, precision, progress, mtp)
     kept = weights.PackedFile(opened.files, precision + ("-mtp" if mtp else ""))
     model_or_none = _from_file(opened, kept, precision, mtp)
@@ -118,11 +148,12 @@ def load_prepared(
     return _from_file(opened, kept, precision, mtp) or _packed(opened, precision, progress, mtp)
 
 
-def _is_kept(opened: weights.OpenedModel, precision: str) -> bool:
+def _is_kept(opened: weights.OpenedModel, precision: str, mtp: bool) -> bool:
     """Whether packed weights are worth a file: quantised ones, and bf16 of a small model."""
     if not kernels.native_available() or precision == "fp32":
         return False
-    return precision in QUANTISED or weights.weight_bytes(opened.config, precision) < _MOST_BF16
+    size = weights.weight_bytes(opened.config, precision, mtp=mtp)
+    return precision in QUANTISED or size < _MOST_BF16
 
 
 def _from_file(

@@ -55,10 +55,10 @@ DEEPSEEK = {
 }
 
 
-def tiny_model(shape: dict[str, Any], seed: int = 0) -> CausalLM:
+def tiny_model(shape: dict[str, Any], seed: int = 0, *, mtp: bool = False) -> CausalLM:
     """Random weights large enough that the best token depends on the whole prompt."""
     torch.manual_seed(seed)
-    model = CausalLM(ModelConfig.from_dict(shape))
+    model = CausalLM(ModelConfig.from_dict(shape), mtp=mtp)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:

@@ -16,9 +16,9 @@ from mull.errors import QueueFullError
 BLOCK_SIZE = 4
 
 
-def make_scheduler(num_blocks: int = 12, **options: int) -> Scheduler:
+def make_scheduler(num_blocks: int = 12, *, lookahead: int = 0, **options: int) -> Scheduler:
     limits = {"max_batch_tokens": 16, "max_running": 4, "max_queue": 8, **options}
-    return Scheduler(BlockManager(num_blocks, BLOCK_SIZE), **limits)
+    return Scheduler(BlockManager(num_blocks, BLOCK_SIZE, lookahead=lookahead), **limits)
 
 
 def make_sequence(arrival: int, ids: list[int], namespace: str = "", index: int = 0) -> Sequence:
@@ -44,9 +44,11 @@ class EngineOfWords(RuleBasedStateMachine):
     """The engine's step without a model. What a cache slot holds is written down as
     (namespace, all tokens up to and including its own): the very thing its content depends on."""
 
+    lookahead = 0
+
     def __init__(self) -> None:
         super().__init__()
-        self.scheduler = make_scheduler()
+        self.scheduler = make_scheduler(lookahead=self.lookahead)
         self.blocks = self.scheduler.blocks
         self.slots: dict[tuple[int, int], tuple[str, tuple[int, ...]]] = {}
         self.alive: list[Sequence] = []
@@ -84,9 +86,14 @@ class EngineOfWords(RuleBasedStateMachine):
         ended = [chunk.seq for chunk in chunks if chunk.reaches_end]
         for chunk in chunks:
             self.scheduler.computed(chunk)
+        rows = [(c.seq, c.seq.block_table, range(c.start, c.start + c.count)) for c in chunks]
+        forks, all_copies = [], []
         for parent in list(ended):
             forked, copies = self.scheduler.fork(parent)
             ended += forked
+            all_copies += copies
+            last = range(parent.computed - 1, parent.computed)
+            forks += [(child, child.block_table, last) for child in forked]
             for source, target in copies:
                 for offset in range(BLOCK_SIZE):
                     if (source, offset) in self.slots:
@@ -96,6 +103,10 @@ class EngineOfWords(RuleBasedStateMachine):
             # 40 of the cache's 48 places: as the real engine, no sequence outgrows the cache.
             if place % 8 in ends or len(seq) > 40:
                 self._end(seq)
+        self.after_step(rows, forks, all_copies)
+
+    def after_step(self, rows, forks, copies):
+        pass
 
     @precondition(lambda self: self.alive)
     @rule(data=st.data())
@@ -143,8 +154,43 @@ class EngineOfWords(RuleBasedStateMachine):
         self.finished += 1
 
 
+class EngineOfPairs(EngineOfWords):
+    """With multi-token prediction: what a slot of its layer holds depends on the token after its
+    own as well, and is written when that has been drawn."""
+
+    lookahead = 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairs: dict[tuple[int, int], tuple[str, tuple[int, ...]]] = {}
+
+    def after_step(self, rows, forks, copies):
+        self._follow(rows)
+        for source, target in copies:
+            for offset in range(BLOCK_SIZE):
+                if (source, offset) in self.pairs:
+                    self.pairs[target, offset] = self.pairs[source, offset]
+        self._follow(forks)
+
+    @invariant()
+    def what_the_drafter_reads_is_its_own_past_and_next_token(self):
+        for seq in self.alive:
+            for position in range(seq.computed):
+                block = seq.block_table[position // BLOCK_SIZE]
+                past = (seq.namespace, tuple(seq.token_ids[: position + 2]))
+                assert self.pairs[block, position % BLOCK_SIZE] == past
+
+    def _follow(self, rows) -> None:
+        for seq, table, positions in rows:
+            for position in positions:
+                past = (seq.namespace, tuple(seq.token_ids[: position + 2]))
+                assert len(past[1]) == position + 2
+                self.pairs[table[position // BLOCK_SIZE], position % BLOCK_SIZE] = past
+
+
 TestEngineOfWords = EngineOfWords.TestCase
-TestEngineOfWords.settings = settings(
+TestEngineOfPairs = EngineOfPairs.TestCase
+TestEngineOfPairs.settings = TestEngineOfWords.settings = settings(
     max_examples=60,
     stateful_step_count=40,
     deadline=None,

@@ -14,7 +14,7 @@ from mull.engine.request import (
     Usage,
 )
 from mull.engine.runner import AsyncRequestStream, EngineRunner, RequestStream
-from mull.engine.speculation import check_mode
+from mull.engine.speculation import check_mode, choose_mode
 
 __all__ = [
     "AsyncRequestStream",
@@ -32,5 +32,6 @@ __all__ = [
     "Usage",
     "bind",
     "check_mode",
+    "choose_mode",
     "prepare",
 ]

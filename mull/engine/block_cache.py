@@ -1,8 +1,8 @@
 """Which block of the cache belongs to whom: allocation, prefix reuse, reference counts.
 
-Full blocks are known by a chained hash of all tokens up to their end, seeded with the owner's
-namespace; a later request with the same beginning takes them instead of computing them again.
-Freed blocks keep their content until they are needed, the least recently used going first.
+Full blocks are known by a chained hash of all tokens their content depends on, seeded with the
+owner's namespace; a later request with the same beginning takes them instead of computing them
+again. Freed blocks keep their content until they are needed, the least recently used going first.
 """
 
 from __future__ import annotations
@@ -15,9 +15,13 @@ from mull.engine.sequence import Sequence
 
 
 class BlockManager:
-    def __init__(self, num_blocks: int, block_size: int) -> None:
+    """lookahead: how many tokens after a block what it holds depends on as well: 0, or 1 where the
+    cache also serves multi-token prediction, whose keys are made of a token and the next."""
+
+    def __init__(self, num_blocks: int, block_size: int, *, lookahead: int = 0) -> None:
         self.num_blocks = num_blocks
         self.block_size = block_size
+        self.lookahead = lookahead
         self.references = [0] * num_blocks
         self.hash_of: list[bytes | None] = [None] * num_blocks
         self.block_of: dict[bytes, int] = {}
@@ -83,7 +87,7 @@ class BlockManager:
 
     def commit(self, seq: Sequence) -> None:
         """Make the blocks that computation has just filled known to later requests."""
-        full = seq.computed // self.block_size
+        full = min(seq.computed, len(seq) - self.lookahead) // self.block_size
         if seq.committed_blocks >= full:
             return
         self.hash_blocks(seq)
@@ -98,25 +102,27 @@ class BlockManager:
     def fork(self, parent: Sequence, child: Sequence) -> tuple[int, int] | None:
         """Let child share all that parent has computed; returns (from, to) of a block to copy.
 
-        Full blocks are shared, a last partial one is copied because both will write into it.
-        Needs one free block at most: ask may_fork first.
+        Full blocks are shared, a last partial one is copied because both will write into it; with
+        lookahead a last full one too, which each ends with its own next token. Needs one free block
+        at most: ask may_fork first.
         """
-        full, rest = divmod(parent.computed, self.block_size)
+        full = self._shareable(parent)
         child.block_table = parent.block_table[:full]
         for block in child.block_table:
             self._share(block)
         child.block_hashes = parent.block_hashes[:full]
         child.committed_blocks = full
         child.computed = parent.computed
-        if not rest:
+        if full * self.block_size == parent.computed:
             return None
         child.block_table.append(self._take())
         return parent.block_table[full], child.block_table[full]
 
     def may_fork(self, parent: Sequence) -> bool:
-        return self.free_blocks > 0 or parent.computed % self.block_size == 0
+        return self.free_blocks > 0 or self._shareable(parent) * self.block_size == parent.computed
 
     def free(self, seq: Sequence) -> None:
+        self.commit(seq)  # what had to wait for the next token
         # From the end: the tail of a sequence is less likely to be asked for than its beginning.
         for block in reversed(seq.block_table):
             self._release(block)
@@ -132,6 +138,10 @@ class BlockManager:
                 self._release(block)
             # Another table, as after preemption: who keeps a copy sees that blocks have changed.
             seq.block_table = seq.block_table[:kept]
+
+    def _shareable(self, seq: Sequence) -> int:
+        """Blocks whose content is the same whatever is said next."""
+        return (seq.computed - self.lookahead) // self.block_size
 
     def _release(self, block: int) -> None:
         self.references[block] -= 1
@@ -156,11 +166,12 @@ class BlockManager:
         return block
 
     def hash_blocks(self, seq: Sequence) -> None:
-        """Bring seq.block_hashes up to all its full blocks."""
-        size, hashes = self.block_size, seq.block_hashes
-        for i in range(len(hashes), len(seq) // size):
+        """Bring seq.block_hashes up to all its blocks that are full, and whose next tokens are
+        known."""
+        size, ahead, hashes = self.block_size, self.lookahead, seq.block_hashes
+        for i in range(len(hashes), (len(seq) - ahead) // size):
             previous = hashes[i - 1] if i else _namespace_root(seq.namespace)
-            tokens = array("q", seq.token_ids[i * size : (i + 1) * size]).tobytes()
+            tokens = array("q", seq.token_ids[i * size : (i + 1) * size + ahead]).tobytes()
             hashes.append(blake2b(previous + tokens, digest_size=16).digest())
 
 

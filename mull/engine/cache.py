@@ -24,7 +24,8 @@ class PagedCache:
     """GQA: keys[layer] and values[layer], [N, S, G, d]. MLA: latents[layer], [N, S, c].
 
     An int8 cache has the same axes, but its rows are longer (scales) and their bytes lie as the
-    kernels want them: write and read it with them.
+    kernels want them: write and read it with them. extra_layers: how many come after the model's
+    own, for multi-token prediction.
     """
 
     def __init__(
@@ -35,14 +36,16 @@ class PagedCache:
         block_size: int,
         dtype: torch.dtype,
         device: torch.device,
+        extra_layers: int = 0,
     ) -> None:
         if dtype == torch.int8:
             _check_int8(config, block_size)
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.dtype = dtype
-        self.bytes_per_token = config.cache_bytes_per_token(dtype)
-        layers, blocks = config.num_hidden_layers, (num_blocks, block_size)
+        self.bytes_per_token = config.cache_bytes_per_token(dtype, extra_layers)
+        layers = config.num_hidden_layers + extra_layers
+        blocks = (num_blocks, block_size)
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self.latents: list[Tensor] = []
@@ -81,10 +84,11 @@ def choose_num_blocks(
     cache_tokens: int | None,
     cache_bytes: int | None,
     available_bytes: int | None,
+    extra_layers: int = 0,
 ) -> int:
     """How many blocks to keep: as asked for, else DEFAULT_CACHE_TOKENS or one whole context,
     whichever is more, within half of the memory the caller says is available."""
-    block_bytes = config.cache_bytes_per_token(dtype) * block_size
+    block_bytes = config.cache_bytes_per_token(dtype, extra_layers) * block_size
     if cache_tokens is not None:
         tokens, name = cache_tokens, f"cache_tokens is {cache_tokens}"
     elif cache_bytes is not None:

@@ -19,13 +19,14 @@ from torch import Tensor
 
 from mull.engine.block_cache import BlockManager
 from mull.engine.cache import PagedCache, choose_num_blocks
+from mull.engine.mtp import Fork, MtpDrafter
 from mull.engine.paged import BlockTables, PagedSequences
 from mull.engine.reply import Reply
 from mull.engine.request import Event, Request, TokenLogprob
 from mull.engine.sampler import sample
 from mull.engine.scheduler import Chunk, Scheduler
 from mull.engine.sequence import Sequence
-from mull.engine.speculation import Mode, Speculation
+from mull.engine.speculation import Mode, Speculation, choose_mode
 from mull.errors import RequestError
 from mull.model.transformer import CausalLM
 from mull.text.stream import StreamParser
@@ -71,7 +72,8 @@ class Engine:
     """Not thread-safe: one thread steps it (see EngineRunner).
 
     context: tokens per sequence, prompt included. The cache's size is given in tokens or bytes, or
-    chosen (see choose_num_blocks) within half of available_bytes. speculation: see Speculation.
+    chosen (see choose_num_blocks) within half of available_bytes. speculation: see Speculation;
+    auto is mtp for a model with MTP modules, else ngram. RequestError for mtp without them.
     """
 
     def __init__(
@@ -101,6 +103,8 @@ class Engine:
         dtype = cache_dtype or example.dtype
         self.device = torch.device(device) if device is not None else example.device
         context = context or self.config.max_position_embeddings
+        mode = choose_mode(speculation, has_mtp=len(model.mtp) > 0)
+        mtp_layers = 1 if mode == "mtp" else 0
         num_blocks = choose_num_blocks(
             self.config,
             context=context,
@@ -109,6 +113,7 @@ class Engine:
             cache_tokens=cache_tokens,
             cache_bytes=cache_bytes,
             available_bytes=available_bytes,
+            extra_layers=mtp_layers,
         )
         self.limit = min(context, num_blocks * block_size)
         self.cache = PagedCache(
@@ -117,18 +122,22 @@ class Engine:
             block_size=block_size,
             dtype=dtype,
             device=self.device,
+            extra_layers=mtp_layers,
         )
         self._tables = BlockTables()
-        self.blocks = BlockManager(num_blocks, block_size)
+        self.blocks = BlockManager(num_blocks, block_size, lookahead=mtp_layers)
         self.scheduler = Scheduler(
             self.blocks,
             max_batch_tokens=max(max_batch_tokens, max_running),
             max_running=max_running,
             max_queue=max_queue,
         )
-        self.speculation = Speculation(self.scheduler, mode=speculation)
         # Rows of the head beyond the tokenizer's vocabulary are padding: never sampled.
         self.vocabulary = min(self.config.vocab_size, tokenizer.vocab_size)
+        self.drafter: MtpDrafter | None = None
+        if mode == "mtp":
+            self.drafter = MtpDrafter(model, self.cache, vocabulary=self.vocabulary)
+        self.speculation = Speculation(self.scheduler, mode=mode, drafter=self.drafter)
         self.ends = frozenset(tokenizer.eos_ids) | frozenset(self.config.eos_token_ids)
         self._samples: dict[int, list[Sequence]] = {}
         self._replies: dict[Sequence, Reply] = {}
@@ -255,13 +264,28 @@ class Engine:
             return events
         self.speculation.propose(chunks, lambda seq: self._replies[seq].tokens_left)
         start = time.perf_counter()
-        logits_RV = self._forward(chunks)
+        paged = PagedSequences(chunks, self.cache, self._tables)
+        hidden_TD = self.model(paged.ids_T, paged)
+        logits_RV = self._logits(chunks, hidden_TD)
         self._count(chunks)
         for chunk in chunks:
             self.scheduler.computed(chunk)
-        turns = self._turns([chunk for chunk in chunks if chunk.reaches_end])
-        if logits_RV is None:
-            return events
+        turns, forks, copies = self._turns([chunk for chunk in chunks if chunk.reaches_end])
+        if logits_RV is not None:
+            events += self._draw(chunks, turns, logits_RV, start)
+        if self.drafter is None:
+            self.cache.copy_blocks(copies)
+        else:
+            pays = self.speculation.wants_guesses(len(turns))
+            is_wanted = self._draws_next if pays else None
+            costs = self.speculation.costs if self.speculation.is_decode else None
+            self.drafter.follow(chunks, paged, hidden_TD, forks, copies, is_wanted, costs)
+        return events
+
+    def _draw(
+        self, chunks: list[Chunk], turns: list[Turn], logits_RV: Tensor, start: float
+    ) -> list[Event]:
+        """A token for every row of the turns' logits; start: when the step began."""
         seqs = [turn.seq for turn in turns for _ in turn.rows]
         drafted = [turn.draft[:i] for turn in turns for i in range(len(turn.rows))]
         if len(seqs) > len(logits_RV):
@@ -269,15 +293,14 @@ class Engine:
         tokens, logprobs = sample(logits_RV, seqs, drafted)
         self.speculation.learn(chunks, time.perf_counter() - start)
         drawn = iter(zip(tokens, logprobs, strict=True))
+        events: list[Event] = []
         for turn in turns:
             events += self._take(turn, list(islice(drawn, len(turn.rows))))
         return events
 
-    def _forward(self, chunks: list[Chunk]) -> Tensor | None:
+    def _logits(self, chunks: list[Chunk], hidden_TD: Tensor) -> Tensor | None:
         """Logits after the last token of the chunks that reach their sequence's end, and after
         each token of their drafts: [R, V]."""
-        paged = PagedSequences(chunks, self.cache, self._tables)
-        hidden_TD = self.model(paged.ids_T, paged)
         wanted: list[int] = []
         end = 0
         for chunk in chunks:
@@ -298,19 +321,34 @@ class Engine:
             else:
                 self._prefill_tokens += chunk.count
 
-    def _turns(self, ended: list[Chunk]) -> list[Turn]:
-        """Everyone who draws from the step's logits: the ended chunks' sequences, and siblings."""
+    def _turns(self, ended: list[Chunk]) -> tuple[list[Turn], list[Fork], list[tuple[int, int]]]:
+        """Everyone who draws from the step's logits: the ended chunks' sequences, and siblings.
+
+        Also the siblings as forks, and the (from, to) block copies they need before the next step.
+        """
         turns: list[Turn] = []
         siblings: list[Turn] = []
+        forks: list[Fork] = []
+        copies: list[tuple[int, int]] = []
         row = 0
         for chunk in ended:
-            turns.append(Turn(chunk.seq, row, chunk.draft))
-            if chunk.seq.siblings:
-                forked, copies = self.scheduler.fork(chunk.seq)
-                self.cache.copy_blocks(copies)
+            parent = chunk.seq
+            turns.append(Turn(parent, row, chunk.draft))
+            if parent.siblings:
+                forked, needed = self.scheduler.fork(parent)
+                copies += needed
                 siblings += [Turn(seq, row, []) for seq in forked]
+                last = parent.computed - 1
+                forks += [Fork(seq, parent, seq.block_table, last) for seq in forked]
             row += 1 + len(chunk.draft)
-        return turns + siblings
+        return turns + siblings, forks, copies
+
+    def _draws_next(self, seq: Sequence) -> bool:
+        """Whether a draft for the sequence's next step could be of use."""
+        reply = self._replies.get(seq)
+        if reply is None or not seq.speculate:
+            return False
+        return len(seq) == seq.computed + 1 and reply.tokens_left > 1
 
     def _take(self, turn: Turn, drawn: list[tuple[int, TokenLogprob | None]]) -> list[Event]:
         """Append what was drawn, up to the first token that its draft had not foreseen."""

@@ -86,13 +86,33 @@ class PagedSequences:
             positions_T = np.arange(len(ids_T)) + (starts_B - starts_B1[:-1])[row_T]
             context_B = starts_B + counts_B
         slots_T = table_BM[row_T, positions_T // size] * size + positions_T % size
-        self.ids_T, self.positions_T, self.slots_T, self.query_starts_B1, self.context_B, table = (
-            _on_device(
-                [ids_T, positions_T],
-                [slots_T, starts_B1, context_B, table_BM.ravel()],
-                cache.data.device,
-            )
-        )
+        self._to_device([ids_T, positions_T], [slots_T, starts_B1, context_B], table_BM)
+
+    @classmethod
+    def single_rows(
+        cls, ids: list[int], tables: list[array[int]], positions: list[int], cache: PagedCache
+    ) -> PagedSequences:
+        """One token a sequence at any place that its table reaches: [B] of everything."""
+        self = cls.__new__(cls)
+        self.cache, self.is_decode = cache, True
+        size, batch = cache.block_size, len(tables)
+        table_BM = np.zeros((batch, max(map(len, tables))), dtype=np.int32)
+        for row_M, table in zip(table_BM, tables, strict=True):
+            row_M[: len(table)] = table
+        rows_B, positions_B = np.arange(batch), np.array(positions)
+        slots_B = table_BM[rows_B, positions_B // size] * size + positions_B % size
+        starts_B1 = np.arange(batch + 1)
+        narrow = [slots_B, starts_B1, positions_B + 1]
+        self._to_device([np.array(ids), positions_B], narrow, table_BM)
+        return self
+
+    def _to_device(
+        self, wide: list[np.ndarray], narrow: list[np.ndarray], table_BM: np.ndarray
+    ) -> None:
+        device = self.cache.data.device
+        tensors = _on_device(wide, [*narrow, table_BM.ravel()], device)
+        self.ids_T, self.positions_T, self.slots_T = tensors[:3]
+        self.query_starts_B1, self.context_B, table = tensors[3:]
         self.block_table_BM: Tensor = table.view(table_BM.shape)
 
     def attend(

@@ -38,17 +38,7 @@ def sample(
     drafted = drafted or [()] * len(seqs)
     wants_logprobs = [i for i, seq in enumerate(seqs) if seq.sampling.logprobs is not None]
     raw_RV = logits_BV[wants_logprobs] if wants_logprobs else None
-    adjust(logits_BV, seqs, drafted)
-    drawn = [i for i, seq in enumerate(seqs) if not seq.sampling.is_greedy]
-    if not drawn:
-        tokens = greedy(logits_BV).tolist()
-    elif len(drawn) == len(seqs):
-        tokens = draw(logits_BV, seqs, drafted)
-    else:
-        tokens = greedy(logits_BV).tolist()
-        rows = draw(logits_BV[drawn], [seqs[i] for i in drawn], [drafted[i] for i in drawn])
-        for i, token in zip(drawn, rows, strict=True):
-            tokens[i] = token
+    tokens = choose(logits_BV, seqs, drafted)
     logprobs: list[TokenLogprob | None] = [None] * len(seqs)
     if raw_RV is not None:
         chosen = [tokens[i] for i in wants_logprobs]
@@ -56,6 +46,20 @@ def sample(
         for i, logprob in zip(wants_logprobs, token_logprobs(raw_RV, chosen, tops), strict=True):
             logprobs[i] = logprob
     return tokens, logprobs
+
+
+def choose(logits_BV: Tensor, seqs: Rows[Sequence], drafted: Rows[Rows[int]]) -> list[int]:
+    """As `sample`, without log-probabilities."""
+    adjust(logits_BV, seqs, drafted)
+    drawn = [i for i, seq in enumerate(seqs) if not seq.sampling.is_greedy]
+    if len(drawn) == len(seqs):
+        return draw(logits_BV, seqs, drafted)
+    tokens: list[int] = greedy(logits_BV).tolist()
+    if drawn:
+        rows = draw(logits_BV[drawn], [seqs[i] for i in drawn], [drafted[i] for i in drawn])
+        for i, token in zip(drawn, rows, strict=True):
+            tokens[i] = token
+    return tokens
 
 
 def greedy(logits_BV: Tensor) -> Tensor:

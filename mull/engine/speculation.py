@@ -10,12 +10,13 @@ from collections.abc import Callable
 from typing import Literal, cast, get_args
 
 from mull.engine.lookup import PromptLookup
+from mull.engine.mtp import Guesses, MtpDrafter
 from mull.engine.scheduler import Chunk, Scheduler
 from mull.engine.sequence import Sequence
 from mull.engine.step_costs import StepCosts
 from mull.errors import RequestError
 
-Mode = Literal["auto", "off", "ngram"]
+Mode = Literal["auto", "off", "ngram", "mtp"]
 
 # Of one sequence in one step. Beyond it even sure guesses add little to the rate.
 MAX_DRAFT = 15
@@ -23,33 +24,81 @@ MAX_DRAFT = 15
 _LEAST_CHANCE = 0.1
 # What a draft must promise: the estimates err, and a loss weighs more than a small gain.
 _LEAST_GAIN = 1.05
+# Every so many steps MTP guesses without hope of gain, so as to see when it would pay again.
+_PROBE_EVERY = 64
 
 
 class Speculation:
     """Puts drafts on the chunks of a step. Never changes what is generated, only how fast.
 
-    mode: ngram looks for the end of a sequence earlier in it (PromptLookup), off guesses nothing,
-    auto is ngram.
+    mode: ngram looks for the end of a sequence earlier in it (PromptLookup), mtp asks the drafter,
+    off guesses nothing.
     """
 
-    def __init__(self, scheduler: Scheduler, *, mode: Mode) -> None:
-        self.mode = check_mode(mode)
+    def __init__(
+        self, scheduler: Scheduler, *, mode: Mode, drafter: MtpDrafter | None = None
+    ) -> None:
+        self.mode = mode
+        self.drafter = drafter
         self.costs = StepCosts()
         self.new_lookup = PromptLookup
         self.drafted = 0
         self.accepted = 0
         self._blocks = scheduler.blocks
         self._max_rows = scheduler.max_batch_tokens
-        self._is_decode = False
+        self.is_decode = False
+        self._is_probe = False
+        self._steps = 0
         self._lookups: dict[Sequence, PromptLookup] = {}
 
     def propose(self, chunks: list[Chunk], tokens_left: Callable[[Sequence], int]) -> None:
         """Extend the chunks by drafts where that pays; tokens_left: in an answer at most."""
         # Beside a prompt a step is bound by arithmetic: rows cost what they bring.
-        self._is_decode = self.mode != "off" and all(chunk.seq.is_decoding for chunk in chunks)
-        rows = sum(chunk.count for chunk in chunks)
-        if not self._is_decode or not self._could_pay(rows, len(chunks)):
+        self.is_decode = self.mode != "off" and all(chunk.seq.is_decoding for chunk in chunks)
+        rows, ends = sum(chunk.count for chunk in chunks), len(chunks)
+        if not self.is_decode or not self._could_pay(rows, ends):
             return
+        guesses = self._lookup if self.drafter is None else self._ask_drafter
+        for i, length in self._best(guesses(chunks, tokens_left), rows, ends).items():
+            self._extend(chunks[i], length)
+
+    def wants_guesses(self, ends: int) -> bool:
+        """Whether the drafter should guess now for so many sequences that will draw next.
+
+        It has to be asked before it is known how sure it will be: by how sure it mostly is.
+        """
+        if self.drafter is None or self.mode == "off" or not ends:
+            return False
+        self._steps += 1
+        self._is_probe = self._steps % _PROBE_EVERY == 0
+        if self._is_probe:
+            return True
+        plain = self.costs.cost(ends)
+        least = _LEAST_GAIN * ends / (plain + self.costs.extra("fill"))
+        cost = plain + self.costs.extra("fill") + self.costs.extra("guess")
+        dearer = self.costs.cost(2 * ends) - plain
+        expected = float(ends)
+        for share, rate in self.drafter.rates.profile():
+            expected += ends * share * rate
+            cost += share * dearer
+            if expected >= least * cost:
+                return True
+        return False
+
+    def learn(self, chunks: list[Chunk], seconds: float) -> None:
+        """What the step took for which drafts were last proposed."""
+        if self.is_decode:
+            self.costs.observe(sum(chunk.rows for chunk in chunks), seconds)
+
+    def drop(self, seq: Sequence) -> None:
+        self._lookups.pop(seq, None)
+        if self.drafter is not None:
+            self.drafter.drop(seq)
+
+    def _lookup(
+        self, chunks: list[Chunk], tokens_left: Callable[[Sequence], int]
+    ) -> list[tuple[float, int]]:
+        """(chance, index of its chunk) of every guess worth a look."""
         guesses: list[tuple[float, int]] = []
         for i, chunk in enumerate(chunks):
             seq = chunk.seq
@@ -61,16 +110,58 @@ class Speculation:
             if lookup.catch_up():
                 most = min(MAX_DRAFT, tokens_left(seq) - 1, self._room(chunk))
                 guesses += [(chance, i) for chance in lookup.chances(most, least=_LEAST_CHANCE)]
-        for i, length in self._best(guesses, rows, len(chunks)).items():
-            self._extend(chunks[i], length)
+        return guesses
 
-    def learn(self, chunks: list[Chunk], seconds: float) -> None:
-        """What the step took for which drafts were last proposed."""
-        if self._is_decode:
-            self.costs.observe(sum(chunk.rows for chunk in chunks), seconds)
+    def _ask_drafter(
+        self, chunks: list[Chunk], tokens_left: Callable[[Sequence], int]
+    ) -> list[tuple[float, int]]:
+        """As `_lookup`; the drafter's first guesses were made after the step before."""
+        assert self.drafter is not None
+        found: dict[int, Guesses] = {}
+        most: dict[int, int] = {}
+        for i, chunk in enumerate(chunks):
+            guesses = self.drafter.guesses(chunk.seq)
+            if guesses is not None:
+                found[i] = guesses
+                most[i] = min(MAX_DRAFT, tokens_left(chunk.seq) - 1, self._room(chunk))
+        self._deepen(chunks, found, most)
+        return [
+            (chance, i)
+            for i, guesses in found.items()
+            for chance in guesses.chances[: most[i]]
+            if chance >= _LEAST_CHANCE
+        ]
 
-    def drop(self, seq: Sequence) -> None:
-        self._lookups.pop(seq, None)
+    def _deepen(self, chunks: list[Chunk], found: dict[int, Guesses], most: dict[int, int]) -> None:
+        """Guess on from the guesses, as long as one pass more of the drafter pays."""
+        assert self.drafter is not None
+        rows = sum(chunk.count for chunk in chunks) + len(found)
+        expected = len(chunks) + sum(guesses.chances[0] for guesses in found.values())
+        depth = 1
+        while found:
+            rate = self.drafter.rates.mean(depth)
+            # A room that others' drafts have taken since is seen to here and in _extend.
+            growing = [
+                i
+                for i, guesses in found.items()
+                if len(guesses.tokens) == depth
+                and depth < min(most[i], self._room(chunks[i]))
+                and guesses.chances[-1] * rate >= _LEAST_CHANCE
+            ]
+            more = sum(found[i].chances[-1] * rate for i in growing)
+            cost, cost_now = self.costs.cost(rows + len(growing)), self.costs.cost(rows)
+            dearer = (cost + self.costs.extra("deepen")) / cost_now
+            if not more or rows + len(growing) > self._max_rows:
+                return
+            if expected + more <= expected * dearer and not self._is_probe:
+                return
+            self._is_probe = False
+            for i in growing:
+                self._blocks.append(chunks[i].seq, depth)
+            self.drafter.deepen([chunks[i].seq for i in growing], self.costs)
+            rows += len(growing)
+            expected += sum(found[i].chances[-1] for i in growing)
+            depth += 1
 
     def _could_pay(self, rows: int, ends: int) -> bool:
         """Whether sure guesses would: if not, nobody need be asked for any."""
@@ -99,9 +190,15 @@ class Speculation:
     def _extend(self, chunk: Chunk, length: int) -> None:
         length = min(length, self._room(chunk))  # drafts before this one have taken blocks
         if length > 0:
-            chunk.draft = self._lookups[chunk.seq].propose(length)
+            chunk.draft = self._first_guesses(chunk.seq, length)
             self._blocks.append(chunk.seq, chunk.rows)
             self.drafted += length
+
+    def _first_guesses(self, seq: Sequence, length: int) -> list[int]:
+        if self.drafter is None:
+            return self._lookups[seq].propose(length)
+        guesses = self.drafter.guesses(seq)
+        return [] if guesses is None else guesses.tokens[:length]
 
     def _room(self, chunk: Chunk) -> int:
         return self._blocks.room(chunk.seq) - chunk.count
@@ -112,3 +209,16 @@ def check_mode(mode: str) -> Mode:
     if not isinstance(mode, str) or mode not in get_args(Mode):
         raise RequestError(f"speculation is {mode!r}: use one of {', '.join(get_args(Mode))}")
     return cast(Mode, mode)
+
+
+def choose_mode(mode: str, *, has_mtp: bool, name: str = "this model") -> Mode:
+    """What `auto` means for a model; RequestError for mtp where it has no modules for it."""
+    chosen = check_mode(mode)
+    if chosen == "mtp" and not has_mtp:
+        raise RequestError(
+            f"speculation is 'mtp', but {name} has no multi-token-prediction modules: "
+            "use auto or ngram"
+        )
+    if chosen == "auto":
+        return "mtp" if has_mtp else "ngram"
+    return chosen

@@ -11,6 +11,8 @@ _SIZES = [*range(1, 17), *(round(2 ** (n / 3)) for n in range(13, 31))]
 # Reading the weights costs as much as computing this many rows: a guess, until steps are seen.
 _ROWS_FOR_THE_WEIGHTS = 6.0
 _LEAST_WEIGHT = 0.05
+# Of what was measured before, in what a step does besides.
+_EXTRA_WEIGHT = 0.1
 # An entry not used for so many steps is open to surprise again.
 _FORGET_AFTER = 500
 
@@ -28,6 +30,7 @@ class StepCosts:
         self._last_used = [0] * len(_SIZES)
         self._nearest = list(range(len(_SIZES)))
         self._common = 0.0
+        self._extras: dict[str, float] = {}
         self._steps = 0
 
     def cost(self, rows: int) -> float:
@@ -51,6 +54,17 @@ class StepCosts:
         self._last_used[entry] = self._steps
         if self._seen[entry] == 1 or self._steps % _FORGET_AFTER == 0:
             self._find_nearest()
+
+    def extra(self, what: str) -> float:
+        """Cost of what is done beside the step itself, in the same unit; 0 until it is seen."""
+        return self._extras.get(what, 0.0)
+
+    def observe_extra(self, what: str, seconds: float) -> None:
+        if not self._common:
+            return  # no step seen to compare it with
+        cost = seconds / self._common
+        known = self._extras.setdefault(what, cost)
+        self._extras[what] = known + _EXTRA_WEIGHT * (min(max(cost, known / 2), 2 * known) - known)
 
     def _find_nearest(self) -> None:
         for entry, last in enumerate(self._last_used):

@@ -147,23 +147,29 @@ class ModelConfig:
         )
 
     @property
-    def cache_values_per_token(self) -> int:
-        """Numbers kept per token over all layers: MLA the latent, else keys and values."""
-        per_layer = self.latent_dim or 2 * self.num_key_value_heads * self.head_dim
-        return per_layer * self.num_hidden_layers
+    def cache_values_per_layer(self) -> int:
+        """Numbers kept per token in one layer: MLA the latent, else keys and values."""
+        return self.latent_dim or 2 * self.num_key_value_heads * self.head_dim
 
-    def cache_bytes_per_token(self, dtype: torch.dtype) -> int:
+    @property
+    def cache_values_per_token(self) -> int:
+        """Numbers kept per token over all layers, MTP modules apart."""
+        return self.cache_values_per_layer * self.num_hidden_layers
+
+    def cache_bytes_per_token(self, dtype: torch.dtype, extra_layers: int = 0) -> int:
+        """Over all layers and `extra_layers` of MTP modules."""
+        layers = self.num_hidden_layers + extra_layers
         if dtype == torch.int8:
             if self.is_mla:
                 row = kernels.int8_latent_row_bytes(self.latent_dim, self.kv_lora_rank or 0)
-                return self.num_hidden_layers * row
-            rows = 2 * self.num_key_value_heads * self.num_hidden_layers
+                return layers * row
+            rows = 2 * self.num_key_value_heads * layers
             return rows * kernels.int8_row_bytes(self.head_dim)
-        return self.cache_values_per_token * dtype.itemsize
+        return layers * self.cache_values_per_layer * dtype.itemsize
 
-    def parameter_count(self) -> tuple[int, int]:
-        """(total, active per token), without MTP modules. Tied embeddings count once."""
-        return parameter_count(self)
+    def parameter_count(self, *, mtp: bool = False) -> tuple[int, int]:
+        """(total, active per token), with or without MTP modules. Tied embeddings count once."""
+        return parameter_count(self, mtp=mtp)
 
 
 _COMMON_FIELDS = (

@@ -8,14 +8,18 @@ if TYPE_CHECKING:
     from mull.model.config import ModelConfig
 
 
-def parameter_count(config: ModelConfig) -> tuple[int, int]:
-    """(total, active per token), MTP modules apart; embeddings count in both, once if tied."""
+def parameter_count(config: ModelConfig, *, mtp: bool = False) -> tuple[int, int]:
+    """(total, active per token), MTP modules if asked for; embeddings count in both, once if
+    tied."""
     d = config.hidden_size
     embeddings = config.vocab_size * d * (1 if config.tie_word_embeddings else 2)
     total = active = embeddings + d
     attention = _latent_attention(config) if config.is_mla else _grouped_attention(config)
-    for layer in range(config.num_hidden_layers):
+    depths = config.num_nextn_predict_layers if mtp else 0
+    for layer in range(config.num_hidden_layers + depths):
         shared = attention + 2 * d
+        if layer >= config.num_hidden_layers:
+            shared += 2 * d * d + 3 * d  # eh_proj and three norms
         if not config.is_moe_layer(layer):
             mlp = _mlp(config, config.intermediate_size)
             total += shared + mlp

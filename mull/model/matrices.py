@@ -32,13 +32,18 @@ class Matrix:
         return self.outputs * self.inputs * self.count
 
 
-def matrices(config: ModelConfig) -> Iterator[Matrix]:
-    """All of them, MTP modules apart; vectors (norms, biases) are what is left of the count."""
-    d, layers = config.hidden_size, config.num_hidden_layers
+def matrices(config: ModelConfig, *, mtp: bool = False) -> Iterator[Matrix]:
+    """All of them, of MTP modules if asked for; vectors (norms, biases) are what is left of the
+    count."""
+    depths = config.num_nextn_predict_layers if mtp else 0
+    d, layers = config.hidden_size, config.num_hidden_layers + depths
     if not config.tie_word_embeddings:
         yield Matrix("embedding", config.vocab_size, d)
     yield Matrix("head", config.vocab_size, d)
-    yield from _latent_attention(config) if config.is_mla else _grouped_attention(config)
+    if depths:
+        yield Matrix("linear", d, 2 * d, depths)  # eh_proj
+    attention = _latent_attention if config.is_mla else _grouped_attention
+    yield from attention(config, layers)
     sparse = sum(config.is_moe_layer(layer) for layer in range(layers))
     yield from _mlp(d, config.intermediate_size, layers - sparse)
     if sparse:
@@ -56,8 +61,8 @@ def _mlp(d: int, width: int, layers: int) -> Iterator[Matrix]:
         yield Matrix("linear", d, width, layers)
 
 
-def _grouped_attention(config: ModelConfig) -> Iterator[Matrix]:
-    d, layers = config.hidden_size, config.num_hidden_layers
+def _grouped_attention(config: ModelConfig, layers: int) -> Iterator[Matrix]:
+    d = config.hidden_size
     q = config.num_attention_heads * config.head_dim
     kv = config.num_key_value_heads * config.head_dim
     yield Matrix("linear", q, d, layers)
@@ -65,8 +70,8 @@ def _grouped_attention(config: ModelConfig) -> Iterator[Matrix]:
     yield Matrix("linear", d, q, layers)
 
 
-def _latent_attention(config: ModelConfig) -> Iterator[Matrix]:
-    d, layers, heads = config.hidden_size, config.num_hidden_layers, config.num_attention_heads
+def _latent_attention(config: ModelConfig, layers: int) -> Iterator[Matrix]:
+    d, heads = config.hidden_size, config.num_attention_heads
     queries, latent = heads * config.qk_head_dim, config.kv_lora_rank or 0
     if config.q_lora_rank:
         yield Matrix("linear", config.q_lora_rank, d, layers)

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from mull.errors import WeightsError
 from mull.model.checkpoint_names import Slot, checkpoint_slots, is_known_surplus
 from mull.model.config import ModelConfig
+from mull.model.mtp import NextTokenModule
 from mull.model.transformer import CausalLM
 from mull.weights.files import ModelFiles
 from mull.weights.opened import OpenedModel
@@ -94,10 +95,20 @@ def open_checked(files: ModelFiles) -> tuple[ModelConfig, dict[str, TensorSource
 
 
 def holds_mtp(files: ModelFiles | OpenedModel) -> bool:
-    """Whether the files hold multi-token-prediction modules, which `load_model` loads on demand."""
+    """Whether the files hold whole multi-token-prediction modules, which `load_model` loads on
+    demand."""
     opened = files if isinstance(files, OpenedModel) else OpenedModel(files)
-    prefix = f"model.layers.{opened.config.num_hidden_layers}."
-    return opened.config.has_mtp and any(name.startswith(prefix) for name in opened.sources)
+    config = opened.config
+    if not config.has_mtp:
+        return False
+    with _NoRandomNumbers():
+        modules = [
+            NextTokenModule(config, depth, device="meta")
+            for depth in range(config.num_nextn_predict_layers)
+        ]
+    parts = [f"mtp.{depth}.{name}" for depth, m in enumerate(modules) for name in m.state_dict()]
+    slots = checkpoint_slots(parts, config)
+    return all(slot.is_copy or name in opened.sources for name, slot in slots.items())
 
 
 class _NoRandomNumbers(TorchFunctionMode):

@@ -44,16 +44,16 @@ class Fit:
         return self.fits
 
 
-def weight_bytes(config: ModelConfig, precision: str = "bf16") -> int:
-    """Bytes of all weights in memory at one of PRECISIONS (MTP modules apart)."""
+def weight_bytes(config: ModelConfig, precision: str = "bf16", *, mtp: bool = False) -> int:
+    """Bytes of all weights in memory at one of PRECISIONS, with MTP modules if asked for."""
     _check(precision)
-    total = config.parameter_count()[0]
+    total = config.parameter_count(mtp=mtp)[0]
     if precision in _PLAIN:
         return total * _PLAIN[precision]
     from mull.kernels.layout import packed_bytes
     from mull.model.matrices import matrices
 
-    quantised = [matrix for matrix in matrices(config) if matrix.part != "router"]
+    quantised = [matrix for matrix in matrices(config, mtp=mtp) if matrix.part != "router"]
     size = 4 * (total - sum(matrix.values for matrix in quantised))
     for matrix in quantised:
         outputs, kind = matrix.outputs, "q8" if matrix.part in _EIGHT_BIT else precision
@@ -63,19 +63,28 @@ def weight_bytes(config: ModelConfig, precision: str = "bf16") -> int:
     return size
 
 
-def cache_bytes(config: ModelConfig, tokens: int, precision: str = "bf16") -> int:
+def cache_bytes(
+    config: ModelConfig, tokens: int, precision: str = "bf16", *, mtp: bool = False
+) -> int:
     """Bytes the cache takes for so many tokens over all layers, for weights at `precision`."""
     _check(precision)
-    return config.cache_values_per_token * tokens * _PLAIN.get(precision, _PLAIN["bf16"])
+    # Of several MTP modules the engine uses the first.
+    layers = config.num_hidden_layers + (mtp and config.has_mtp)
+    size = _PLAIN.get(precision, _PLAIN["bf16"])
+    return layers * config.cache_values_per_layer * tokens * size
 
 
 def needed_bytes(
-    config: ModelConfig, precision: str = "bf16", context: int = DEFAULT_CONTEXT
+    config: ModelConfig,
+    precision: str = "bf16",
+    context: int = DEFAULT_CONTEXT,
+    *,
+    mtp: bool = False,
 ) -> int:
     """Bytes to run: weights, the cache of one context, and the program itself."""
     tokens = min(context, config.max_position_embeddings)
-    cache = cache_bytes(config, tokens, precision)
-    return weight_bytes(config, precision) + cache + OVERHEAD_BYTES
+    cache = cache_bytes(config, tokens, precision, mtp=mtp)
+    return weight_bytes(config, precision, mtp=mtp) + cache + OVERHEAD_BYTES
 
 
 def _check(precision: str) -> None:
@@ -130,10 +139,11 @@ def fits(
     context: int = DEFAULT_CONTEXT,
     name: str = "the model",
     available: int | None = None,
+    mtp: bool = False,
 ) -> Fit:
     """Whether a model of this shape runs here; if not, the line names one that does."""
     have = available_memory() if available is None else available
-    need = needed_bytes(config, precision, context)
+    need = needed_bytes(config, precision, context, mtp=mtp)
     line = f"{name} needs {in_gb(need)} of memory in {precision}, {in_gb(have)} are free: "
     if need <= have:
         return Fit(True, need, have, line + "fits")
@@ -154,25 +164,30 @@ def word_before_download(shape: Mapping[str, Any], name: str) -> str:
 
 
 def refuse_unless_fits(
-    config: ModelConfig, precision: str, *, name: str, cache_tokens: int | None = None
+    config: ModelConfig,
+    precision: str,
+    *,
+    name: str,
+    cache_tokens: int | None = None,
+    mtp: bool = False,
 ) -> None:
     """Before a load: raise WeightsError where weights at `precision` and the cache do not fit.
 
     cache_tokens: what was asked for; None holds a cache of DEFAULT_CONTEXT against the memory.
     """
     have = available_memory()
-    fit = fits(config, precision=precision, name=name, available=have)
+    fit = fits(config, precision=precision, name=name, available=have, mtp=mtp)
     if not fit:
         raise WeightsError(fit.line)
     if cache_tokens is None:
         return
-    cache = cache_bytes(config, cache_tokens, precision)
-    room = have - needed_bytes(config, precision, 0)
+    cache = cache_bytes(config, cache_tokens, precision, mtp=mtp)
+    room = have - needed_bytes(config, precision, 0, mtp=mtp)
     if cache > room:
         raise WeightsError(
             f"a cache of {cache_tokens:,} tokens of {name} needs {in_gb(cache)} of memory, "
             f"{in_gb(room)} are left beside its weights: "
-            f"give at most {max(0, room // cache_bytes(config, 1, precision)):,}"
+            f"give at most {max(0, room // cache_bytes(config, 1, precision, mtp=mtp)):,}"
         )
 
 

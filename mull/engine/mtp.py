@@ -1,0 +1,181 @@
+"""Multi-token prediction as a drafter: guesses at the token after the next one (DeepSeek-V3 2.2).
+
+The module's key at position i is made of the model's hidden state there and of token i + 1. So it
+is written at the end of the step that computed position i, when token i + 1 is known, drawn or not;
+the last row of a sequence then guesses token i + 2. Whatever stands here, it decides only what is
+guessed: guesses are checked by the model like any draft (see Speculation).
+
+T rows of a step (packed) · B sequences · D model · V vocabulary
+"""
+
+from __future__ import annotations
+
+import time
+from array import array
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mull.engine.cache import PagedCache
+from mull.engine.guess_rates import GuessRates
+from mull.engine.paged import PagedSequences
+from mull.engine.sampler import choose
+from mull.engine.scheduler import Chunk
+from mull.engine.sequence import Sequence
+from mull.engine.step_costs import StepCosts
+from mull.errors import ModelError
+from mull.model.transformer import CausalLM
+
+
+class Fork(NamedTuple):
+    """A sequence that has just taken over its parent's blocks, and drawn a token of its own.
+
+    table, position: its blocks, and the last place computed in them, as they were then; it may have
+    given them back since.
+    """
+
+    seq: Sequence
+    parent: Sequence
+    table: array[int]
+    position: int
+
+
+@dataclass(slots=True)
+class Guesses:
+    """What a sequence of `length` tokens may say next, one token after the other.
+
+    kinds: of GuessRates, of every guess. chances: that it and all before it are right.
+    hidden_D: the module's output for the last of them.
+    """
+
+    length: int
+    hidden_D: Tensor
+    tokens: list[int]
+    kinds: list[int]
+    chances: list[float]
+
+
+class MtpDrafter:
+    """The model's first MTP module, its keys in the cache's layer after the model's own.
+
+    Further guesses apply the same module to its own output, in place of the hidden state that is
+    not known yet; the keys they leave are overwritten with true ones when their tokens have come.
+    """
+
+    def __init__(self, model: CausalLM, cache: PagedCache, *, vocabulary: int) -> None:
+        self.model = model
+        self.cache = cache
+        self.rates = GuessRates()
+        self._vocabulary = vocabulary
+        self._guesses: dict[Sequence, Guesses] = {}
+
+    def follow(
+        self,
+        chunks: list[Chunk],
+        paged: PagedSequences,
+        hidden_TD: Tensor,
+        forks: list[Fork],
+        copies: list[tuple[int, int]],
+        is_wanted: Callable[[Sequence], bool] | None,
+        costs: StepCosts | None,
+    ) -> None:
+        """After a step: write the module's keys of all its rows, and guess for who is_wanted.
+
+        hidden_TD: what the model gave for the chunks' rows. copies: blocks that the forks need,
+        made once the keys they share are there. costs: told what it took, None beside a prompt.
+        """
+        start = time.perf_counter()
+        row_of: dict[Sequence, int] = {}  # where the next token was drawn
+        first = 0
+        for chunk in chunks:
+            self._judge(chunk.seq)
+            accepted = chunk.seq.computed - chunk.start - chunk.count
+            # Of a sequence that is over `computed` says nothing, nor is its row asked for.
+            row_of[chunk.seq] = first + chunk.count - 1 + max(0, accepted)
+            first += chunk.rows
+        out_TD = self.model.mtp_hidden(hidden_TD, _next_ids(chunks, hidden_TD.device), paged)
+        self.cache.copy_blocks(copies)
+        if forks:
+            hidden_FD = hidden_TD[[row_of[fork.parent] for fork in forks]]
+            row_of.update((fork.seq, first + i) for i, fork in enumerate(forks))
+            out_TD = torch.cat((out_TD, self._follow_forks(forks, hidden_FD)))
+        filled = time.perf_counter()
+        if costs is not None:
+            costs.observe_extra("fill", filled - start)
+        wanted = [seq for seq in row_of if is_wanted is not None and is_wanted(seq)]
+        if wanted:
+            out_BD = out_TD[[row_of[seq] for seq in wanted]]
+            for seq, row_D in zip(wanted, out_BD, strict=True):
+                self._guesses[seq] = Guesses(len(seq), row_D, [], [], [])
+            self._guess(wanted, out_BD)
+            if costs is not None:
+                costs.observe_extra("guess", time.perf_counter() - filled)
+
+    def deepen(self, seqs: list[Sequence], costs: StepCosts) -> None:
+        """One guess more for each, building on those it has; their tables reach that far."""
+        start = time.perf_counter()
+        found = [self._guesses[seq] for seq in seqs]
+        last_ids = [guesses.tokens[-1] for guesses in found]
+        # The first guess came from the row before the sequence's last token.
+        positions = [guesses.length - 2 + len(guesses.tokens) for guesses in found]
+        tables = [seq.block_table for seq in seqs]
+        paged = PagedSequences.single_rows(last_ids, tables, positions, self.cache)
+        hidden_BD = torch.stack([guesses.hidden_D for guesses in found])
+        self._guess(seqs, self.model.mtp_hidden(hidden_BD, paged.ids_T, paged))
+        costs.observe_extra("deepen", time.perf_counter() - start)
+
+    def guesses(self, seq: Sequence) -> Guesses | None:
+        """What has been guessed of the sequence as it stands, if anything."""
+        found = self._guesses.get(seq)
+        return found if found is not None and found.length == len(seq) and found.tokens else None
+
+    def drop(self, seq: Sequence) -> None:
+        self._guesses.pop(seq, None)
+
+    def _follow_forks(self, forks: list[Fork], hidden_FD: Tensor) -> Tensor:
+        ids = [fork.seq.token_ids[fork.position + 1] for fork in forks]
+        tables, positions = [fork.table for fork in forks], [fork.position for fork in forks]
+        paged = PagedSequences.single_rows(ids, tables, positions, self.cache)
+        return self.model.mtp_hidden(hidden_FD, paged.ids_T, paged)
+
+    def _guess(self, seqs: list[Sequence], out_BD: Tensor) -> None:
+        """Add to each sequence's guesses what it would draw if the module were the model: with its
+        own filters and its own random number, so that the two differ as seldom as they can."""
+        logits_BV = self.model.logits(out_BD)[:, : self._vocabulary]
+        sureness_B = (logits_BV.amax(-1) - logits_BV.logsumexp(-1)).exp().tolist()
+        found = [self._guesses[seq] for seq in seqs]
+        try:
+            tokens = choose(logits_BV, seqs, [guesses.tokens for guesses in found])
+        except ModelError:
+            return  # damaged weights of the module: it has nothing to say
+        for guesses, token, sureness, row_D in zip(found, tokens, sureness_B, out_BD, strict=True):
+            kind = self.rates.kind(len(guesses.tokens), sureness)
+            before = guesses.chances[-1] if guesses.chances else 1.0
+            guesses.tokens.append(token)
+            guesses.kinds.append(kind)
+            guesses.chances.append(before * self.rates.rate(kind))
+            guesses.hidden_D = row_D
+
+    def _judge(self, seq: Sequence) -> None:
+        """Compare guesses with what was said, whether they were used or not."""
+        guesses = self._guesses.pop(seq, None)
+        if guesses is None:
+            return
+        said = seq.token_ids[guesses.length :]
+        for token, kind, true in zip(guesses.tokens, guesses.kinds, said, strict=False):
+            self.rates.judge(kind, token == true)
+            if token != true:
+                break
+
+
+def _next_ids(chunks: list[Chunk], device: torch.device) -> Tensor:
+    """Of every row the token after it, int64 [T]; any where a draft was wrong."""
+    ids: list[int] = []
+    for chunk in chunks:
+        known = chunk.seq.token_ids[chunk.start + 1 : chunk.start + chunk.rows + 1]
+        ids += known
+        ids += [0] * (chunk.rows - len(known))
+    return torch.tensor(ids, device=device)
