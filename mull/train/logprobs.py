@@ -1,13 +1,14 @@
 """Log-probabilities of tokens, and divergences from a teacher, without [T, V] logits ever existing.
 
 The head is applied to a chunk of rows at a time; the backward pass computes each chunk's logits
-anew. Products run in the hidden states' type, everything after them in float32.
+anew. Products run in the hidden states' type, everything after them in float32 (float64 stays).
 
 T rows that are learnt (choose them before) · C rows of a chunk · D model · V vocabulary
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
@@ -69,11 +70,9 @@ def teacher_divergence(
 
     Differentiable in the student's hidden states and head; the teacher is a constant.
     """
-    hidden_TD, head_VD = _as_autocast(hidden_TD), _as_autocast(head_VD)
+    tensors = [_as_autocast(x) for x in (hidden_TD, head_VD, teacher_hidden_TK, teacher_head_VK)]
     rows = chunk or _chunk_rows(head_VD)
-    divergence_T: Tensor = _TeacherDivergence.apply(
-        hidden_TD, head_VD, teacher_hidden_TK, teacher_head_VK, form == "reverse", temperature, rows
-    )
+    divergence_T: Tensor = _TeacherDivergence.apply(*tensors, form == "reverse", temperature, rows)
     return divergence_T
 
 
@@ -86,8 +85,16 @@ def _chunk_rows(head_VD: Tensor) -> int:
     return max(64, _CHUNK_LOGITS // head_VD.shape[0])
 
 
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def _wide_type(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 def _logits(hidden_CD: Tensor, head_VD: Tensor, temperature: float) -> Tensor:
-    logits_CV = F.linear(hidden_CD, head_VD).float()
+    logits_CV = _wide(F.linear(hidden_CD, head_VD))
     return logits_CV if temperature == 1.0 else logits_CV.div_(temperature)
 
 
@@ -98,7 +105,7 @@ class _HeadGradient:
         self.hidden_TD, self.head_VD = hidden_TD, head_VD
         self.of_hidden = torch.empty_like(hidden_TD) if needed[0] else None
         self.of_head = (
-            torch.zeros(head_VD.shape, dtype=torch.float32, device=head_VD.device)
+            torch.zeros(head_VD.shape, dtype=_wide_type(head_VD), device=head_VD.device)
             if needed[1]
             else None
         )
@@ -109,7 +116,7 @@ class _HeadGradient:
             torch.mm(gradient_CV, self.head_VD, out=self.of_hidden[rows])
         if self.of_head is not None:
             hidden_CD = self.hidden_TD[rows]
-            if hidden_CD.dtype == torch.float32:
+            if hidden_CD.dtype == self.of_head.dtype:
                 self.of_head.addmm_(gradient_CV.T, hidden_CD)
             else:
                 self.of_head.add_(gradient_CV.T @ hidden_CD)
@@ -135,7 +142,7 @@ class _TokenLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor, Tensor]:
         rows = len(hidden_TD)
         logprob_T, entropy_T, normaliser_T = torch.empty(
-            3, rows, dtype=torch.float32, device=hidden_TD.device
+            3, rows, dtype=_wide_type(hidden_TD), device=hidden_TD.device
         ).unbind()
         is_top_T = torch.empty(rows, dtype=torch.bool, device=hidden_TD.device)
         for part in _chunks(rows, chunk):
@@ -179,11 +186,14 @@ class _TeacherDivergence(torch.autograd.Function):
         temperature: float,
         chunk: int,
     ) -> Tensor:
-        ctx.save_for_backward(hidden_TD, head_VD, teacher_hidden_TK, teacher_head_VK)
+        tensors = (hidden_TD, head_VD, teacher_hidden_TK, teacher_head_VK)
+        ctx.save_for_backward(*tensors)
         ctx.reverse, ctx.temperature, ctx.chunk = reverse, temperature, chunk
-        divergence_T = torch.empty(len(hidden_TD), dtype=torch.float32, device=hidden_TD.device)
+        divergence_T = torch.empty(
+            len(hidden_TD), dtype=_wide_type(hidden_TD), device=hidden_TD.device
+        )
         for part in _chunks(len(hidden_TD), chunk):
-            student_CV, teacher_CV = _both_logprobs(ctx, part)
+            student_CV, teacher_CV = _both_logprobs(tensors, temperature, part)
             first, second = (student_CV, teacher_CV) if reverse else (teacher_CV, student_CV)
             divergence_T[part] = torch.linalg.vecdot(first.exp(), first - second)
         return divergence_T
@@ -196,7 +206,7 @@ class _TeacherDivergence(torch.autograd.Function):
         gradient = _HeadGradient(hidden_TD, head_VD, ctx.needs_input_grad)
         upstream_T1 = (upstream_T / ctx.temperature)[:, None]
         for part in _chunks(len(hidden_TD), ctx.chunk):
-            student_CV, teacher_CV = _both_logprobs(ctx, part)
+            student_CV, teacher_CV = _both_logprobs(ctx.saved_tensors, ctx.temperature, part)
             if ctx.reverse:
                 gap_CV, probs_CV = student_CV - teacher_CV, student_CV.exp_()
                 gap_CV -= torch.linalg.vecdot(probs_CV, gap_CV)[:, None]
@@ -207,8 +217,10 @@ class _TeacherDivergence(torch.autograd.Function):
         return (*gradient.result(), None, None, None, None, None)
 
 
-def _both_logprobs(ctx: Any, part: slice) -> tuple[Tensor, Tensor]:
-    hidden_TD, head_VD, teacher_hidden_TK, teacher_head_VK = ctx.saved_tensors
-    student_CV = _logits(hidden_TD[part], head_VD, ctx.temperature).log_softmax(-1)
-    teacher_CV = _logits(teacher_hidden_TK[part], teacher_head_VK, ctx.temperature).log_softmax(-1)
+def _both_logprobs(
+    tensors: Sequence[Tensor], temperature: float, part: slice
+) -> tuple[Tensor, Tensor]:
+    hidden_TD, head_VD, teacher_hidden_TK, teacher_head_VK = tensors
+    student_CV = _logits(hidden_TD[part], head_VD, temperature).log_softmax(-1)
+    teacher_CV = _logits(teacher_hidden_TK[part], teacher_head_VK, temperature).log_softmax(-1)
     return student_CV, teacher_CV

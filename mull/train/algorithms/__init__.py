@@ -3,6 +3,7 @@
 from mull.train.algorithms.base import PolicyGradient
 from mull.train.algorithms.cispo import Cispo
 from mull.train.algorithms.dapo import Dapo
+from mull.train.algorithms.distill import TeacherDivergence
 from mull.train.algorithms.dr_grpo import DrGrpo
 from mull.train.algorithms.grpo import Grpo
 from mull.train.algorithms.gspo import Gspo
@@ -16,4 +17,4 @@ ALGORITHMS: dict[str, type[PolicyGradient]] = {
     "cispo": Cispo,
 }
 
-__all__ = ["ALGORITHMS", "PolicyGradient", "sft"]
+__all__ = ["ALGORITHMS", "PolicyGradient", "TeacherDivergence", "sft"]
