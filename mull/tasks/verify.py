@@ -15,7 +15,7 @@ from fractions import Fraction
 from mull.tasks.task import Verdict
 
 MAX_TEXT = 200_000
-MAX_ANSWER = 4_000
+MAX_ANSWER = 20_000
 _MAX_NUMBER = 300
 _MAX_CANDIDATES = 64
 
@@ -89,6 +89,14 @@ def parse_number(text: str) -> Fraction | None:
         is_lowest = str(value) == f"{top}/{bottom}"
         return (-value if sign == "-" else value) if is_lowest else None
     return None
+
+
+def final_answer(text: str) -> str | None:
+    """The one answer the text commits to, unwrapped; None if there is none or more than one."""
+    if not text.strip() or len(text) > MAX_TEXT:
+        return None
+    found = set(candidates(text))
+    return found.pop() or None if len(found) == 1 else None
 
 
 def candidates(text: str) -> list[str]:

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from mull.errors import TaskError
-from mull.tasks.families.digits import divide_digit, times_digit
+from mull.tasks.families.digits import divide, times_digit
 from mull.tasks.families.family import Family, number_of_digits, worded
 from mull.tasks.task import Problem
 
@@ -62,7 +62,7 @@ def to_base_steps(value: int, base: int) -> str:
     lines = []
     digits = ""
     while value or not digits:
-        line = divide_digit(value, base)
+        line = divide(value, base)
         value, digit = divmod(value, base)
         digits = f"{digit}{digits}"
         lines.append(f"{line} {value};{digits}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from mull.tasks.families.digits import divide_digit
+from mull.tasks.families.digits import divide
 from mull.tasks.families.family import Family, number_of_digits, worded
 from mull.tasks.task import Problem
 
@@ -56,7 +56,7 @@ class Weekday(Family):
     def make(self, rng: random.Random, level: int) -> Problem:
         today, count = rng.randrange(7), number_of_digits(rng, level + 1)
         passed = [_DAYS[(today + offset) % 7] for offset in range(count % 7 + 1)]
-        steps = f"{divide_digit(count, 7)}\n{' '.join(passed)}\n{passed[-1]}"
+        steps = f"{divide(count, 7)}\n{' '.join(passed)}\n{passed[-1]}"
         question = worded(_DAY, day=_DAYS[today], count=count)
         return self.problem(question, passed[-1], level, steps)
 

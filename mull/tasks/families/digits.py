@@ -33,13 +33,15 @@ def times_digit(value: int, digit: int, width: int, carry: int = 0) -> str:
     return " ".join(steps)
 
 
-def divide_digit(value: int, divisor: int) -> str:
-    """value by a divisor of one digit from the first digit on, a step
-    `two digits=quotient*divisor+remainder` for each digit; the remainder is the next tens."""
+def divide(value: int, divisor: int) -> str:
+    """value by divisor from the first digit on, a step `digits=quotient*divisor+remainder` for each
+    digit of value, digits being one more than the divisor has; the remainder goes before the next
+    digit."""
+    width = len(str(divisor)) + 1
     steps = []
     remainder = 0
     for char in str(value):
         current = remainder * 10 + int(char)
         quotient, remainder = divmod(current, divisor)
-        steps.append(f"{current:02d}={quotient}*{divisor}+{remainder}")
+        steps.append(f"{current:0{width}d}={quotient}*{divisor}+{remainder}")
     return " ".join(steps)

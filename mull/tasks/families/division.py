@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import re
 
-from mull.tasks.families.digits import divide_digit
+from mull.tasks.families.digits import divide
 from mull.tasks.families.family import Family, number_of_digits, worded
 from mull.tasks.task import Problem, Verdict
 from mull.tasks.verify import judge_text
@@ -30,7 +30,7 @@ class Division(Family):
     def make(self, rng: random.Random, level: int) -> Problem:
         a, b = number_of_digits(rng, level + 2), rng.randint(2, 9)
         answer = f"{a // b} remainder {a % b}"
-        steps = f"{divide_digit(a, b)}\n{answer}"
+        steps = f"{divide(a, b)}\n{answer}"
         return self.problem(worded(_WORDINGS, a=a, b=b), answer, level, steps)
 
     def verify(self, problem: Problem, text: str) -> Verdict:

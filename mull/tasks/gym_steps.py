@@ -1,0 +1,321 @@
+"""Chains of thought for those datasets of reasoning-gym that a small model can learn with steps.
+
+Each function takes an entry (question, answer, metadata) and returns the steps before the answer,
+or None where the entry is beyond digit-by-digit work. The digit steps are our own families'.
+"""
+
+from __future__ import annotations
+
+import ast
+import datetime
+import re
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from typing import Any
+
+from mull.tasks.families.base_conversion import from_base_steps, in_base, to_base_steps
+from mull.tasks.families.digits import add, divide, subtract
+from mull.tasks.families.multiplication import multiplication_steps
+
+Entry = Mapping[str, Any]
+
+_MAX_SORTED = 12
+_PRIMES = (2, 3, 5, 7)
+
+
+def _expression(entry: Entry) -> str | None:
+    """basic_arithmetic, chain_sum, products: one operation after the other, innermost first."""
+    lines: list[str] = []
+    value = _reduce(ast.parse(entry["metadata"]["expression"].strip(), mode="eval").body, lines)
+    return "\n".join(lines) if str(value) == entry["answer"] else None
+
+
+def _reduce(node: ast.expr, lines: list[str]) -> int | None:
+    """The value of a tree of whole numbers, its steps appended; None where a division leaves a
+    remainder or something else is in the tree."""
+    match node:
+        case ast.Constant(value=int(value)):
+            return value
+        case ast.UnaryOp(op=ast.USub(), operand=operand):
+            inner = _reduce(operand, lines)
+            return None if inner is None else -inner
+        case ast.BinOp(left=left, op=op, right=right):
+            a, b = _reduce(left, lines), _reduce(right, lines)
+            if a is None or b is None:
+                return None
+            return _operate(a, op, b, lines)
+    return None
+
+
+def _operate(a: int, op: ast.operator, b: int, lines: list[str]) -> int | None:
+    match op:
+        case ast.Add():
+            lines.append(_signed_sum(a, b))
+            return a + b
+        case ast.Sub():
+            lines.append(_signed_sum(a, -b))
+            return a - b
+        case ast.Mult():
+            lines.append(_product(a, b))
+            return a * b
+        case ast.Div() if b and a % b == 0:
+            lines.append(f"{a}/{b}: {divide(abs(a), abs(b))} {a // b}")
+            return a // b
+    return None
+
+
+def _signed_sum(a: int, b: int) -> str:
+    """`a+b: digits result`: magnitudes are added if the signs agree, else the smaller is taken
+    from the larger."""
+    width = len(str(max(abs(a), abs(b))))
+    large, small = max(abs(a), abs(b)), min(abs(a), abs(b))
+    has_one_sign = (a < 0) == (b < 0)
+    digits = add(large, small, width + 1) if has_one_sign else subtract(large, small, width)
+    return f"{a}{b:+d}: {digits} {a + b}"
+
+
+def _product(a: int, b: int) -> str:
+    large, small = max(abs(a), abs(b)), min(abs(a), abs(b))
+    return f"{a}*{b}: {multiplication_steps(large, small)}" + (f"\n{a * b}" if a * b < 0 else "")
+
+
+def _decimal_chain(entry: Entry) -> str | None:
+    """Running sum, every number written in units of the last decimal place."""
+    first, *rest = entry["metadata"]["expression"].split()
+    places = max(len(part.partition(".")[2]) for part in [first, *rest])
+    total = _scaled(first, places)
+    lines = []
+    for operator, number in zip(rest[::2], rest[1::2], strict=True):
+        step = _scaled(number, places) * (1 if operator == "+" else -1)
+        lines.append(_signed_sum(total, step))
+        total += step
+    return "\n".join(lines) if Decimal(total).scaleb(-places) == Decimal(entry["answer"]) else None
+
+
+def _scaled(number: str, places: int) -> int:
+    return int(Decimal(number).scaleb(places))
+
+
+def _gcd(entry: Entry) -> str:
+    first, *rest = entry["metadata"]["numbers"]
+    lines = []
+    for number in rest:
+        found, steps = _euclid(first, number)
+        lines += steps
+        first = found
+    return "\n".join(lines)
+
+
+def _euclid(a: int, b: int) -> tuple[int, list[str]]:
+    """Divisions with small quotients: `~a-~b=~r`, or `~b*q=~p ~a-~p=~r`."""
+    width = max(len(str(a)), len(str(b)))
+    a, b = max(a, b), min(a, b)
+    lines = []
+    while b:
+        times, rest = divmod(a, b)
+        product = f"~{str(b)[::-1]}*{times}=~{str(b * times)[::-1]} " if times > 1 else ""
+        lines.append(product + subtract(a, b * times, width))
+        a, b = b, rest
+    return a, lines
+
+
+def _lcm(entry: Entry) -> str | None:
+    numbers = entry["metadata"]["numbers"]
+    if len(numbers) != 2:
+        return None
+    a, b = max(numbers), min(numbers)
+    divisor, lines = _euclid(a, b)
+    lines.append(f"{b}/{divisor}: {divide(b, divisor)} {b // divisor}")
+    lines.append(_product(a, b // divisor))
+    return "\n".join(lines)
+
+
+def _base_conversion(entry: Entry) -> str | None:
+    metadata = entry["metadata"]
+    source, target = metadata["source_base"], metadata["target_base"]
+    if max(source, target) > 10:
+        return None
+    value = metadata["decimal_value"]
+    lines = []
+    if source < 10:
+        lines.append(from_base_steps(in_base(value, source), source))
+    if target < 10:
+        lines.append(to_base_steps(value, target))
+    return "\n".join(lines)
+
+
+def _letter_counting(entry: Entry) -> str:
+    """A line per word, the letters with the count so far."""
+    letter = entry["metadata"]["target_letter"]
+    count = 0
+    lines = []
+    for word in entry["metadata"]["span"]:
+        counted = []
+        for char in word.lower():
+            count += char == letter
+            counted.append(f"{char}{count}")
+        lines.append(" ".join(counted))
+    return "\n".join(lines)
+
+
+def _spell_backward(entry: Entry) -> str:
+    numbered = [f"{char}{index}" for index, char in enumerate(entry["metadata"]["word"], 1)]
+    return f"{' '.join(numbered)}\n{' '.join(reversed(numbered))}"
+
+
+def _word_sequence_reversal(entry: Entry) -> str:
+    numbered = [f"{index} {word}" for index, word in enumerate(entry["metadata"]["words"], 1)]
+    return f"{' '.join(numbered)}\n{' '.join(reversed(numbered))}"
+
+
+def _fraction(entry: Entry) -> str | None:
+    """Try the primes up to 7 on both numbers, each as often as it divides them."""
+    metadata = entry["metadata"]
+    top, bottom = metadata["numerator"], metadata["denominator"]
+    lines = []
+    for prime in _PRIMES:
+        while True:
+            lines.append(f"{prime}: {divide(top, prime)}")
+            if top % prime:
+                break
+            lines[-1] += f" ; {divide(bottom, prime)}"
+            if bottom % prime:
+                break
+            top, bottom = top // prime, bottom // prime
+            lines[-1] += f" {top}/{bottom}"
+    is_done = (top, bottom) == (
+        metadata["simplified_numerator"],
+        metadata["simplified_denominator"],
+    )
+    return "\n".join(lines) if is_done else None
+
+
+def _count_bits(entry: Entry) -> str:
+    """Halve until nothing is left; the count of remainders of 1 behind the semicolon."""
+    number, count = entry["metadata"]["number"], 0
+    lines = []
+    while number:
+        count += number % 2
+        lines.append(f"{number}/2={number // 2} {number % 2};{count}")
+        number //= 2
+    return "\n".join(lines)
+
+
+def _leg_counting(entry: Entry) -> str:
+    from reasoning_gym.arithmetic.leg_counting import ANIMALS
+
+    total = 0
+    lines = []
+    for animal, count in entry["metadata"]["animals"].items():
+        legs = count * ANIMALS[animal]
+        lines.append(f"{count}*{ANIMALS[animal]}={legs} {total}+{legs}={total + legs}")
+        total += legs
+    return "\n".join(lines)
+
+
+def _calendar(entry: Entry) -> str | None:
+    """Day of the year from the days before its month, then the remainder by 7; how the year began
+    is learnt with it."""
+    if entry["metadata"]["task"] != "weekday_of_date":
+        return None
+    date = datetime.date.fromisoformat(entry["metadata"]["target_date"])
+    before = (date.replace(day=1) - datetime.date(date.year, 1, 1)).days
+    return f"{before}+{date.day}={before + date.day}\n{divide(before + date.day, 7)}"
+
+
+def _simple_equation(entry: Entry) -> str | None:
+    """a*x + b = c: take b away, divide by a."""
+    left, _, right = entry["metadata"]["equation"].partition(" = ")
+    name = entry["metadata"]["variable"]
+    at = [
+        _reduce(ast.parse(re.sub(rf"\b{name}\b", str(x), left), mode="eval").body, [])
+        for x in (0, 1, 2)
+    ]
+    if None in at or not right.lstrip("-").isdigit():
+        return None
+    constant, slope = at[0], at[1] - at[0]  # type: ignore[operator]
+    if slope == 0 or at[2] - at[1] != slope:  # type: ignore[operator]
+        return None
+    value = int(right)
+    lines = []
+    if constant:
+        lines.append(_signed_sum(value, -constant))
+        value -= constant
+    if slope != 1:
+        lines.append(f"{value}/{slope}: {divide(abs(value), abs(slope))}")
+    return "\n".join(lines)
+
+
+def _simple_geometry(entry: Entry) -> str | None:
+    """(sides - 2) * 180 less the sum of the known angles."""
+    sides, angles = entry["metadata"]["n_sides"], entry["metadata"]["known_angles"]
+    if any(angle != int(angle) for angle in angles):
+        return None
+    whole = (sides - 2) * 180
+    first, *rest = map(int, angles)
+    lines = [f"{sides}-2={sides - 2} {sides - 2}*180={whole}"]
+    for angle in rest:
+        lines.append(add(first, angle, 4))
+        first += angle
+    if first > whole:
+        return None
+    lines.append(subtract(whole, first, 4))
+    return "\n".join(lines)
+
+
+def _complex(entry: Entry) -> str | None:
+    metadata = entry["metadata"]
+    (a, b), (c, d) = ([int(part) for part in metadata[name]] for name in ("num1", "num2"))
+    match metadata["operation"]:
+        case "+":
+            return f"{a}{c:+d}={a + c}\n{b}{d:+d}={b + d}"
+        case "-":
+            return f"{a}{-c:+d}={a - c}\n{b}{-d:+d}={b - d}"
+        case "*":
+            real = f"{a}*{c}={a * c} {b}*{d}={b * d} {a * c}{-b * d:+d}={a * c - b * d}"
+            return f"{real}\n{a}*{d}={a * d} {b}*{c}={b * c} {a * d}{b * c:+d}={a * d + b * c}"
+    return None
+
+
+def _siblings(entry: Entry) -> str | None:
+    """aiw: the brother's sisters are hers and herself."""
+    if entry["metadata"]["task_type"] != "siblings":
+        return None
+    told = {int(number) for number in re.findall(r"\d+", entry["question"])}
+    others = int(entry["answer"]) - 1
+    return f"{others}+1={others + 1}" if others in told else None
+
+
+def _number_sorting(entry: Entry) -> str | None:
+    left = list(entry["metadata"]["original_numbers"])
+    if len(left) > _MAX_SORTED:
+        return None
+    goes_down = entry["metadata"]["direction"] == "descending"
+    lines = []
+    for number in sorted(left, key=Decimal, reverse=goes_down):
+        left.remove(number)
+        lines.append(" ".join([f"{number};", *left]))
+    return "\n".join(lines)
+
+
+STEPS: dict[str, Callable[[Entry], str | None]] = {
+    "aiw": _siblings,
+    "base_conversion": _base_conversion,
+    "basic_arithmetic": _expression,
+    "calendar_arithmetic": _calendar,
+    "chain_sum": _expression,
+    "complex_arithmetic": _complex,
+    "count_bits": _count_bits,
+    "decimal_chain_sum": _decimal_chain,
+    "fraction_simplification": _fraction,
+    "gcd": _gcd,
+    "lcm": _lcm,
+    "leg_counting": _leg_counting,
+    "letter_counting": _letter_counting,
+    "number_sorting": _number_sorting,
+    "products": _expression,
+    "simple_equations": _simple_equation,
+    "simple_geometry": _simple_geometry,
+    "spell_backward": _spell_backward,
+    "word_sequence_reversal": _word_sequence_reversal,
+}
