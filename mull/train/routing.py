@@ -53,14 +53,15 @@ class Routing:
 
     @contextmanager
     def watched(self, sequence_T: Tensor, sequences: int) -> Iterator[None]:
-        """Counts what the routers choose; only for the forward pass, a checkpointed layer runs its
-        router a second time going backward."""
+        """For the forward and backward pass of a batch: counts what the routers choose, until
+        `seen`. A checkpointed layer runs its router once more going backward, and must then do the
+        same arithmetic, but count nothing."""
         self._watching, self._sequence_T, self._sequences = True, sequence_T, sequences
         self._losses = []
         try:
             yield
         finally:
-            self._watching, self._sequence_T = False, None
+            self._watching, self._sequence_T, self._losses = False, None, []
 
     @contextmanager
     def replayed(self, experts_MTS: Tensor | None) -> Iterator[None]:
@@ -81,8 +82,10 @@ class Routing:
             for router in self.main:
                 router.replay = None
 
-    def sequence_loss(self) -> Tensor | None:
-        """Weighted and summed over layers and the sequences just watched; None: not wanted."""
+    def seen(self) -> Tensor | None:
+        """Ends the counting of this batch. Its sequence-wise loss, weighted and summed over layers
+        and sequences; None: not wanted."""
+        self._watching = False
         return torch.stack(self._losses).sum() if self._losses else None
 
     @torch.no_grad()
@@ -113,12 +116,17 @@ class Routing:
 
     def _hook(self, name: str):  # type: ignore[no-untyped-def]
         def hook(router: Router, inputs: tuple[Tensor], output: tuple[Tensor, Tensor]) -> None:
-            if not self._watching:
+            if self._sequence_T is None:
                 return
             experts_TS = output[1]
-            self.loads[name] += torch.bincount(experts_TS.flatten(), minlength=len(router.weight))
+            loss = None
             if self.balance.sequence_weight and torch.is_grad_enabled():
-                self._losses.append(self._sequence_loss(router, inputs[0], experts_TS))
+                loss = self._sequence_loss(router, inputs[0], experts_TS)
+            if not self._watching:
+                return
+            self.loads[name] += torch.bincount(experts_TS.flatten(), minlength=len(router.weight))
+            if loss is not None:
+                self._losses.append(loss)
 
         return hook
 

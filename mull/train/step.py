@@ -162,8 +162,8 @@ class Learner:
         # One region for all batches: autocast casts a weight once and keeps it.
         with self._autocast():
             for batch in batches:
-                experts_MTS = _experts(batch)
-                with self.routing.replayed(experts_MTS):
+                watched = self.routing.watched(batch.sequence_T, len(batch.lengths))
+                with watched, self.routing.replayed(_experts(batch)):
                     loss = self._loss(batch, objective, sums, mtp_targets)
                     with torch.autocast(self.device.type, enabled=False):
                         loss.backward()
@@ -185,9 +185,9 @@ class Learner:
     def _loss(self, batch: Batch, objective: Objective, sums: _Sums, mtp_targets: int) -> Tensor:
         seqs = PackedSequences(batch.lengths)
         rows_L = batch.learn_T.nonzero()[:, 0]
-        with self.routing.watched(batch.sequence_T, len(batch.lengths)):
-            hidden_TD = self.model(batch.ids_T, seqs)
-            mtp = self._mtp(batch, hidden_TD, seqs, sums, mtp_targets)
+        hidden_TD = self.model(batch.ids_T, seqs)
+        mtp = self._mtp(batch, hidden_TD, seqs, sums, mtp_targets)
+        balance = self.routing.seen()
         policy = Prediction(
             hidden_TD[rows_L],
             self.model.lm_head.weight,
@@ -200,7 +200,6 @@ class Learner:
         if policy.entropy is not None:
             sums.add_metric("entropy", policy.entropy.sum())
         loss = terms.loss if mtp is None else terms.loss + self.mtp_weight * mtp
-        balance = self.routing.sequence_loss()
         return loss if balance is None else loss + balance / sums.whole.sequences
 
     def _mtp(
