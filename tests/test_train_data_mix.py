@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import resource
 import subprocess
 import sys
 import threading
@@ -105,6 +106,17 @@ def test_a_shard_that_cannot_be_finished_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(TrainError, match="could not be written"):
         shard_of(tmp_path / "file", [5])
+
+
+def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, hard))
+    try:
+        with pytest.raises(TrainError, match=r"k\.tokens: could not be written: File too large"):
+            shard_of(tmp_path, [200] * 300)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert not list(tmp_path.iterdir())
 
 
 def test_shards_end_before_the_bound(tmp_path: Path) -> None:
@@ -308,6 +320,17 @@ def test_epochs_become_steps(writer: TraceWriter, tmp_path: Path) -> None:
         mix, steps = data.mix(only_stage(endless))
     assert mix.reports[0].documents == 20
     assert (steps - 1) * 512 < 3 * mix.reports[0].tokens <= steps * 512
+
+
+def test_a_source_that_is_not_there_is_named(writer: TraceWriter, tmp_path: Path) -> None:
+    recipe = recipe_with({"task": "sums"}, kind="sft")
+    stage = only_stage(recipe)
+    data = stage_data(recipe, writer, tmp_path)
+    with pytest.raises(RecipeError, match="stage learn: there is no data"):
+        data.mix(stage.model_copy(update={"data": ()}))
+    source = stage.data[0].model_copy(update={"task": None, "stage": "rl"})
+    with pytest.raises(RecipeError, match="rl, which keeps no answers; name a reject stage"):
+        data.mix(stage.model_copy(update={"data": (source,)}))
 
 
 def test_a_bad_line_of_a_source_is_named_and_leaves_no_shard(

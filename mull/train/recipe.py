@@ -22,7 +22,7 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}$")]
 Budget = Annotated[str, Field(pattern=r"^(\d+(\.\d+)?(s|m|h)|\$\d+(\.\d+)?)$")]
 
-# How a task's problem becomes text to learn from (see train/traces.py).
+# How a task's problem becomes text to learn from (see train/data/traces.py).
 Form = Literal["chat", "worked", "guess", "skipped", "slips", "recheck", "malformed", "direct"]
 
 

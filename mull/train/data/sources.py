@@ -36,6 +36,10 @@ _PROBE = "The 12 boys' 3.5 apples\n\n  cost £7 — naïve, 你好 = 'x'."
 def files_of(spec: DataSpec, kept: Mapping[str, Path]) -> tuple[Path, ...]:
     """The files a source reads; none for task-made traces."""
     if spec.stage is not None:
+        if spec.stage not in kept:
+            raise RecipeError(
+                f"data.stage names {spec.stage}, which keeps no answers; name a reject stage"
+            )
         return (kept[spec.stage],)
     return (*spec.text, *spec.chat, *spec.parquet)
 
@@ -46,7 +50,7 @@ def name_of(spec: DataSpec) -> str:
         return f"task {spec.task}"
     if spec.stage is not None:
         return f"stage {spec.stage}"
-    paths = files_of(spec, {})
+    paths = (*spec.text, *spec.chat, *spec.parquet)
     return paths[0].name + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
 
 

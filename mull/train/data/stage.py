@@ -48,6 +48,8 @@ class StageData:
     def mix(self, stage: LearnStage) -> tuple[DataMix, int]:
         """What the stage learns from, and its number of steps. Raises RecipeError for data that
         cannot be used, TrainError when the disk refuses."""
+        if not stage.data:
+            raise RecipeError(f"stage {stage.name}: there is no data to learn from")
         part: Part = "train" if stage.validate_every else "all"
         steps = stage.steps or self._steps(stage, part)
         total = sum(spec.weight for spec in stage.data)
