@@ -126,7 +126,7 @@ def test_shards_end_before_the_bound(tmp_path: Path) -> None:
     assert shard_of(tmp_path, [5], key="other").is_complete
 
 
-@hypothesis_settings(deadline=None)
+@hypothesis_settings(deadline=None, derandomize=True, max_examples=50)
 @given(lengths=DOCUMENTS, batch=st.integers(90, 400), seed=st.integers(0, 9))
 def test_an_epoch_holds_every_document_once_and_whole(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], batch: int, seed: int
@@ -146,7 +146,7 @@ def test_an_epoch_holds_every_document_once_and_whole(
         assert all(len(e.ids) == lengths[e.ids[0] - 1] for e in examples)
 
 
-@hypothesis_settings(deadline=None)
+@hypothesis_settings(deadline=None, derandomize=True, max_examples=50)
 @given(lengths=DOCUMENTS, most=st.integers(2, 40))
 def test_cutting_loses_no_token_and_leaves_no_crumbs(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], most: int

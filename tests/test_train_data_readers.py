@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mull.errors import RecipeError
@@ -28,6 +28,7 @@ def parquet_file(folder: Path, columns: dict[str, list[object]]) -> Path:
     return folder / "data.parquet"
 
 
+@settings(deadline=None, derandomize=True)
 @given(text=st.text(alphabet="aé好\n ", min_size=1, max_size=300).filter(str.strip))
 def test_blocks_of_text_join_to_the_file(
     tmp_path_factory: pytest.TempPathFactory, text: str
