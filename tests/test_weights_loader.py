@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 from weights_examples import (
     TINY,
@@ -23,7 +24,7 @@ from weights_examples import (
 
 from mull.errors import MullError, WeightsError
 from mull.model import CausalLM, ModelConfig
-from mull.weights import load_config, load_model, save_folder, tokenizer_source
+from mull.weights import holds_mtp, load_config, load_model, save_folder, tokenizer_source
 
 
 def reconfigure(folder: Path, **changes: Any) -> None:
@@ -134,6 +135,7 @@ MEASURE = """
 import sys
 from pathlib import Path
 import torch
+from safetensors.torch import load_file, save_file
 from mull.weights import ModelFiles, load_model
 
 def anonymous_bytes():
@@ -181,3 +183,22 @@ def test_loading_a_folder_needs_at_most_1_3_times_the_resident_model(tmp_path: P
     peak, resident = peak_and_resident(tmp_path / "model", "hf")
     assert resident > 150_000_000
     assert peak <= 1.3 * resident
+
+
+def test_modules_of_multi_token_prediction_are_held_only_when_they_are_whole(
+    tmp_path: Path,
+) -> None:
+    shape = random_model("deepseek_v3").config.to_dict()
+    config = ModelConfig.from_dict({**shape, "num_nextn_predict_layers": 1})
+    model = CausalLM(config, mtp=True)
+    model.init_weights()
+    folder = tmp_path / "model"
+    save_folder(model, folder)
+    assert holds_mtp(folder_files(folder))
+    (file,) = folder.glob("*.safetensors")
+    tensors = load_file(file)
+    del tensors[f"model.layers.{config.num_hidden_layers}.eh_proj.weight"]
+    save_file(tensors, file)
+    assert not holds_mtp(folder_files(folder))
+    load_model(folder_files(folder))
+    assert not holds_mtp(folder_files(saved_folder(random_model("llama"), tmp_path / "other")))

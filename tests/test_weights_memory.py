@@ -113,6 +113,34 @@ def test_quantised_weights_take_exactly_the_bytes_that_arithmetic_says(
     assert memory.weight_bytes(config, precision) == held
 
 
+def test_modules_of_multi_token_prediction_are_counted_where_they_are_loaded() -> None:
+    config = config_of("deepseek-v3")
+    module = config.parameter_count(mtp=True)[0] - config.parameter_count()[0]
+    # README_WEIGHTS.md of DeepSeek-V3: 11.5B parameters of its own; embedding and head are shared.
+    assert module / 1e9 == pytest.approx(11.5, abs=0.15)
+    layer = memory.cache_bytes(config, 1000, mtp=True) - memory.cache_bytes(config, 1000)
+    assert layer == 1000 * 576 * 2
+    assert memory.needed_bytes(config, "bf16", 1000, mtp=True) == (
+        memory.needed_bytes(config, "bf16", 1000) + 2 * module + layer
+    )
+    plain = config_of("smollm2-135m")
+    assert memory.needed_bytes(plain, "q8", mtp=True) == memory.needed_bytes(plain, "q8")
+
+
+@pytest.mark.parametrize("precision", ["q8", "q4"])
+def test_quantised_modules_of_multi_token_prediction_take_what_arithmetic_says(
+    precision: str,
+) -> None:
+    if not kernels.native_available():
+        pytest.skip("without native kernels nothing is packed")
+    config = config_of("deepseek-v3")
+    model = weights.empty_model(config, dtype=torch.float32, mtp=True)
+    skeleton = prepare(model, precision=precision, device=torch.device("cpu"))
+    held = sum(tensor.nbytes for tensor in own_tensors(skeleton).values())
+    # The norms of the module's two inputs stay in bf16.
+    assert memory.weight_bytes(config, precision, mtp=True) == held + 2 * config.hidden_size * 2
+
+
 def test_a_cache_that_was_asked_for_is_held_against_the_memory(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -46,7 +46,7 @@ ContextOption = Annotated[
 SpeculationOption = Annotated[
     str,
     typer.Option(
-        metavar="MODE", help="auto, ngram or off: guess tokens ahead where that is faster."
+        metavar="MODE", help="auto, ngram, mtp or off: guess tokens ahead where that is faster."
     ),
 ]
 NoThinkOption = Annotated[bool, typer.Option("--no-think", help="Answer without thinking.")]

@@ -140,12 +140,11 @@ class Speculation:
         depth = 1
         while found:
             rate = self.drafter.rates.mean(depth)
-            # A room that others' drafts have taken since is seen to here and in _extend.
             growing = [
                 i
                 for i, guesses in found.items()
                 if len(guesses.tokens) == depth
-                and depth < min(most[i], self._room(chunks[i]))
+                and depth < most[i]
                 and guesses.chances[-1] * rate >= _LEAST_CHANCE
             ]
             more = sum(found[i].chances[-1] * rate for i in growing)
@@ -156,8 +155,9 @@ class Speculation:
             if expected + more <= expected * dearer and not self._is_probe:
                 return
             self._is_probe = False
-            for i in growing:
-                self._blocks.append(chunks[i].seq, depth)
+            growing = [i for i in growing if self._take_room(chunks[i], depth)]
+            if not growing:
+                return
             self.drafter.deepen([chunks[i].seq for i in growing], self.costs)
             rows += len(growing)
             expected += sum(found[i].chances[-1] for i in growing)
@@ -199,6 +199,14 @@ class Speculation:
             return self._lookups[seq].propose(length)
         guesses = self.drafter.guesses(seq)
         return [] if guesses is None else guesses.tokens[:length]
+
+    def _take_room(self, chunk: Chunk, length: int) -> bool:
+        """A place for that many tokens of a draft, if there is one and one more beside it: those
+        before this one have taken blocks."""
+        if length >= self._room(chunk):
+            return False
+        self._blocks.append(chunk.seq, length)
+        return True
 
     def _room(self, chunk: Chunk) -> int:
         return self._blocks.room(chunk.seq) - chunk.count
