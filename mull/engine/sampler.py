@@ -64,18 +64,14 @@ def choose(logits_BV: Tensor, seqs: Rows[Sequence], drafted: Rows[Rows[int]]) ->
 
 def greedy(logits_BV: Tensor) -> Tensor:
     """Id of each row's largest logit, the lowest id of equal ones."""
-    batch, vocabulary = logits_BV.shape
-    rows_B = torch.arange(batch, device=logits_BV.device)
-    if vocabulary % BLOCK or logits_BV.device.type != "cpu":
+    rows_B = torch.arange(len(logits_BV), device=logits_BV.device)
+    if logits_BV.device.type == "cpu":
+        # torch's argmax over long rows uses no vector instructions, numpy's does.
+        best_B = torch.from_numpy(logits_BV.numpy().argmax(axis=1))
+    else:
         best_B = logits_BV.argmax(-1)
-        _refuse_damage(logits_BV[rows_B, best_B])
-        return best_B
-    # Maxima first: torch's argmax over long rows uses no vector instructions.
-    blocks_BNS = logits_BV.reshape(batch, -1, BLOCK)
-    maxima_BN = blocks_BNS.amax(-1)
-    block_B = maxima_BN.argmax(-1)
-    _refuse_damage(maxima_BN[rows_B, block_B])
-    return block_B * BLOCK + blocks_BNS[rows_B, block_B].argmax(-1)
+    _refuse_damage(logits_BV[rows_B, best_B])
+    return best_B
 
 
 def _refuse_damage(best: Tensor) -> None:

@@ -186,7 +186,8 @@ struct Team {
   Meeting* meeting;  // null when alone
   void (*yield)();
 
-  void barrier() const {
+  // While this thread waits it asks memory for `bytes` bytes of `next`, what it will read after.
+  void barrier(const char* next = nullptr, int64_t bytes = 0) const {
     if (size == 1) return;
     const int32_t round = __atomic_load_n(&meeting->round, __ATOMIC_RELAXED);
     if (__atomic_add_fetch(&meeting->arrived, 1, __ATOMIC_ACQ_REL) == size) {
@@ -196,6 +197,11 @@ struct Team {
     }
     for (int spins = 0; __atomic_load_n(&meeting->round, __ATOMIC_ACQUIRE) == round; ++spins) {
       if (spins > 20000) yield();
+      if (bytes > 0) {
+        __builtin_prefetch(next, 0, 2);
+        next += 64, bytes -= 64;
+        continue;
+      }
 #if defined(__x86_64__)
       __builtin_ia32_pause();
 #elif defined(__aarch64__)

@@ -189,9 +189,9 @@ static void mlp(const Stack& stack, const Layer& layer, const Linear* next, int6
   if (last == width)
     for (int64_t r = 0; r < rows; ++r)
       clear_padding(form_row(buffers.hidden, down_form, width, r), down_form, width);
-  team.barrier();
+  meet(team, &layer.down);
   product(layer.down, buffers.hidden, rows, x, stack.hidden, kAdd, next, team);
-  team.barrier();
+  meet(team, next);
 }
 
 static void output_and_mlp(const Stack& stack, int64_t index, const char* attended, int64_t rows,
@@ -199,7 +199,7 @@ static void output_and_mlp(const Stack& stack, int64_t index, const char* attend
   const Layer& layer = stack.layers[index];
   const Linear* next = index + 1 < stack.num_layers ? &stack.layers[index + 1].qkv : nullptr;
   product(layer.out, attended, rows, x, stack.hidden, kAdd, &layer.gate, team);
-  team.barrier();
+  meet(team, &layer.gate);
   mlp(stack, layer, next, rows, x, buffers, team);
 }
 
@@ -217,9 +217,11 @@ static const char* narrowed(const float* attended, int64_t stride, const Layer& 
 
 // qkv of the heads [first, last) of [q heads | k heads | v heads].
 MULL_INLINE void qkv_of_heads(const Stack& stack, const Layer& layer, const char* normed,
-                              int64_t rows, float* qkv, int64_t first, int64_t last) {
+                              int64_t rows, float* qkv, int64_t first, int64_t last,
+                              const char* next) {
   const int64_t panels = stack.head_dim / kPanel;
-  product_panels(layer.qkv, normed, rows, qkv, layer.qkv.n, kStore, first * panels, last * panels);
+  product_panels(layer.qkv, normed, rows, qkv, layer.qkv.n, kStore, first * panels, last * panels,
+                 next);
 }
 
 // visit(row, head) for this thread's heads of qkv; whoever computes a head also rotates and caches
@@ -234,7 +236,11 @@ static void project_heads(const Stack& stack, const Layer& layer, int64_t rows, 
     const int64_t shares[2][2] = {
         {team.first(stack.heads), team.last(stack.heads)},
         {stack.heads + team.first(2 * stack.kv_heads), stack.heads + team.last(2 * stack.kv_heads)}};
-    for (const auto& share : shares) qkv_of_heads(stack, layer, normed, rows, qkv, share[0], share[1]);
+    const char* keys = static_cast<const char*>(layer.qkv.packed) +
+                       shares[1][0] * (stack.head_dim / kPanel) * panel_bytes(layer.qkv);
+    qkv_of_heads(stack, layer, normed, rows, qkv, shares[0][0], shares[0][1], keys);
+    qkv_of_heads(stack, layer, normed, rows, qkv, shares[1][0], shares[1][1],
+                 own_part(layer.out, team));
     for (int64_t r = 0; r < rows; ++r)
       for (const auto& share : shares)
         for (int64_t head = share[0]; head < share[1]; ++head) visit(r, head);
@@ -300,9 +306,9 @@ static void run_layer(const Stack& stack, int64_t index, const Step& step, float
   const int64_t width = stack.heads * stack.head_dim;
   for (int64_t r = team.first(step.rows); r < team.last(step.rows); ++r)
     clear_padding(form_row(buffers.attended, a.out_form, width, r), a.out_form, width);
-  team.barrier();
+  meet(team, &layer.out);
   attention_team(&a, buffers.counters + index * kCounter, buffers.attention, team);
-  team.barrier();
+  meet(team, &layer.out);
   const char* attended = buffers.attended;
   if (a.out_form != form_of(layer.out))
     attended = narrowed(reinterpret_cast<const float*>(attended), a.out_stride, layer, step.rows,
