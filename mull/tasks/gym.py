@@ -31,7 +31,12 @@ _MAX_DRAWS = 3_000
 
 class GymTask:
     """One dataset of reasoning-gym. settings: fields of its configuration, and `easiest`: start
-    from the first level of its curriculum instead of its defaults."""
+    from the first level of its curriculum instead of its defaults.
+
+    The same split and seed give the same problems, except that isomorphic_strings, knight_swap,
+    polynomial_multiplication, ransom_note and word_ladder walk through Python sets: theirs repeat
+    in another process only under the same PYTHONHASHSEED.
+    """
 
     def __init__(self, dataset: str, settings: Mapping[str, Any]) -> None:
         self.name = f"{_PREFIX}{dataset}"

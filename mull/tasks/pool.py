@@ -43,6 +43,8 @@ _MAX_BATCH = 256
 # Batches per worker, so that a slow batch leaves the others something to do.
 _BATCHES_PER_WORKER = 4
 _LOAD_TIMEOUT_S = 60.0
+# A worker that dies before its first answer may have been killed while it was idle.
+_LOAD_ATTEMPTS = 2
 _MEMORY_BYTES = 4 << 30
 
 
@@ -93,6 +95,7 @@ class _Batch:
     """Indices of items that one worker has in hand; done of them are judged."""
 
     indices: list[int]
+    attempts: int = 0
     done: int = 0
     is_loaded: bool = False
     deadline: float = 0.0
@@ -112,7 +115,7 @@ class _Run:
         size = min(size, _MAX_BATCH)
         everything = range(len(items))
         self.waiting = deque(
-            list(everything[start : start + size]) for start in range(0, len(items), size)
+            _Batch(list(everything[start : start + size])) for start in range(0, len(items), size)
         )
         self.idle = list(workers)
         self.busy: dict[_WorkerProcess, _Batch] = {}
@@ -129,18 +132,17 @@ class _Run:
                     worker.kill()
         return self.verdicts
 
-    def send(
-        self, selector: selectors.BaseSelector, worker: _WorkerProcess, indices: list[int]
-    ) -> None:
+    def send(self, selector: selectors.BaseSelector, worker: _WorkerProcess, batch: _Batch) -> None:
         specs, items = {}, []
-        for index in indices:
+        for index in batch.indices:
             task, problem, text = self.items[index]
             key, name, settings = self.keys.of(task)
             specs[key] = (name, settings)
             items.append((key, problem, text))
+        self.busy[worker] = batch  # from here on: half a job in its pipe makes it useless
         worker.send((specs, items))
-        batch = _Batch(indices, deadline=time.monotonic() + _LOAD_TIMEOUT_S)
-        self.busy[worker] = batch
+        batch.attempts += 1
+        batch.deadline = time.monotonic() + _LOAD_TIMEOUT_S
         selector.register(worker.verdicts_fd, selectors.EVENT_READ, worker)
 
     def receive(self, selector: selectors.BaseSelector) -> None:
@@ -173,14 +175,17 @@ class _Run:
     def release(
         self, selector: selectors.BaseSelector, worker: _WorkerProcess, *, is_lost: bool
     ) -> None:
-        """The worker is free, or lost with the answer it was at (with all, while it was loading);
-        what it had not begun is put back in front."""
+        """The worker is free, or lost with the answer it was at; what it had not begun is put back
+        in front, and so is all, once, if it was lost while loading."""
         selector.unregister(worker.verdicts_fd)
         batch = self.busy.pop(worker)
         if is_lost:
             worker.kill()
-            if rest := batch.indices[batch.done + 1 :] if batch.is_loaded else []:
-                self.waiting.appendleft(rest)
+            if batch.is_loaded:
+                if rest := batch.indices[batch.done + 1 :]:
+                    self.waiting.appendleft(_Batch(rest))
+            elif batch.attempts < _LOAD_ATTEMPTS:
+                self.waiting.appendleft(batch)
         self.idle.append(worker)
 
 

@@ -19,8 +19,7 @@ MAX_ANSWER = 20_000
 _MAX_NUMBER = 300
 _MAX_CANDIDATES = 64
 
-_TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
-_PHRASE = re.compile(r"\banswer\s*(?:\bis\b|:|=)[\s:*]*([^\n]*)", re.IGNORECASE)
+_PHRASE = re.compile(r"\banswer(?:\s|\*\*)*(?:\bis\b|:|=)(?:[\s:]|\*\*\s)*([^\n]*)", re.IGNORECASE)
 _SENTENCE_END = re.compile(r"\.(?:\s|$)")
 _WRAPPERS = (
     ("\\boxed{", "}"),
@@ -101,7 +100,7 @@ def final_answer(text: str) -> str | None:
 
 def candidates(text: str) -> list[str]:
     """Every answer the text commits to, unwrapped; empty if it commits to none."""
-    marked = _boxed(text) + _TAG.findall(text)
+    marked = _boxed(text) + _tagged(text)
     if not marked:
         marked = [_until_sentence_end(rest) for rest in _PHRASE.findall(text)]
     return [_unwrapped(answer) for answer in (marked or [text])]
@@ -133,6 +132,20 @@ def _boxed(text: str) -> list[str]:
             break
         found.append(text[start + len("\\boxed{") : end])
         start = text.find("\\boxed{", end)
+    return found
+
+
+def _tagged(text: str) -> list[str]:
+    """What stands between <answer> and the next </answer>; searched by hand, since a regular
+    expression takes quadratic time over many tags that nobody closes."""
+    found = []
+    start = text.find("<answer>")
+    while start >= 0:
+        end = text.find("</answer>", start)
+        if end < 0:
+            break
+        found.append(text[start + len("<answer>") : end])
+        start = text.find("<answer>", end)
     return found
 
 

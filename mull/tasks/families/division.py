@@ -39,4 +39,5 @@ class Division(Family):
 
 def _short_form(answer: str) -> str:
     """`12 R 3`, `12 remainder 3` and `12r3` are one answer."""
-    return re.sub(r"\s*\b(?:remainder|r)\b\s*", " r ", re.sub(r"(\d)r(\d)", r"\1 r \2", answer))
+    spaced = re.sub(r"(\d)r(\d)", r"\1 r \2", answer.lower())
+    return re.sub(r"\s*\b(?:remainder|r)\b\s*", " r ", spaced)
