@@ -34,6 +34,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.proto.summary_pb2 import Summary
 
 from mull.errors import TrainError
+from mull.train.figures import number
 from mull.train.json_lines import JsonLines
 from mull.train.state import reason
 
@@ -156,9 +157,9 @@ class Events:
     def write(self, stage: str, step: int, values: Mapping[str, Any]) -> None:
         now = time.time()
         scalars = [
-            Summary.Value(tag=name, simple_value=float(value))
+            Summary.Value(tag=name, simple_value=figure)
             for name, value in values.items()
-            if value is not None and name != "at"
+            if name != "at" and (figure := number(value)) is not None
         ]
         try:
             writer = self._writers.get(stage) or self._open(stage, step, now)

@@ -59,7 +59,7 @@ def _hardware() -> dict[str, Any]:
         "cpu": _cpu_name(),
         "cores": psutil.cpu_count(logical=False) or os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
-        "memory_bytes": psutil.virtual_memory().total,
+        "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
         "accelerators": devices,
     }
 
