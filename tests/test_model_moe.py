@@ -50,7 +50,8 @@ class ProductCounter(TorchDispatchMode):
     rows = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func in (torch.ops.aten.mm.default, torch.ops.aten.addmm.default):
+        aten = torch.ops.aten
+        if func in (aten.mm.default, aten.mm.out, aten.addmm.default):
             self.products += 1
             self.rows += args[-2].shape[0]
         assert func is not torch.ops.aten.bmm.default

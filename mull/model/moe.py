@@ -1,10 +1,10 @@
 """Mixture of experts (V3 report, section 2.1.2; V2 report, section 2.2): router, experts, shared.
 
-Tokens are sorted by expert so that an expert with work does one product over its tokens, and an
-expert without work costs nothing. Everything is differentiable: the same code trains.
+An expert with work does one product over its tokens, an expert without work costs nothing (see
+grouped.py). Everything is differentiable: the same code trains.
 
-T tokens (packed, no padding) · S = T x chosen per token, the token-expert pairs · D model ·
-E experts · F expert hidden width · N groups of experts
+T tokens (packed, no padding) · S chosen experts of a token · D model · E experts · F expert hidden
+width · N groups of experts
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mull.model.config import ModelConfig
+from mull.model.grouped import grouped_experts
 from mull.model.layers import GatedMLP
 
 _SCORES: dict[str, Callable[[Tensor], Tensor]] = {
@@ -117,27 +118,7 @@ class Experts(nn.Module):
         """Weighted sum of each token's chosen experts, [T, D]."""
         if not x_TD.shape[0]:
             return torch.zeros_like(x_TD)
-        order_S = experts_TS.flatten().argsort(stable=True)
-        tokens_S = order_S // experts_TS.shape[1]
-        # The one host synchronisation of a layer: how many rows each expert gets.
-        counts = torch.bincount(experts_TS.flatten(), minlength=self.down_proj.shape[0]).tolist()
-        active = [(expert, count) for expert, count in enumerate(counts) if count]
-        rows = x_TD[tokens_S].split([count for _, count in active])
-        # Indexing has a whole stack of zeros per expert as its gradient, unbind one stack in all.
-        gate_up, down = self.gate_up_proj.unbind(), self.down_proj.unbind()
-        outs = [
-            _gated_mlp(part_SD, gate_up[expert], down[expert])
-            for (expert, _), part_SD in zip(active, rows, strict=True)
-        ]
-        out_SD = torch.cat(outs) * weights_TS.flatten()[order_S, None]
-        # float32, as the weights are: up to eight bfloat16 terms meet in one sum.
-        out_TD = torch.zeros(x_TD.shape, dtype=out_SD.dtype, device=x_TD.device)
-        return out_TD.index_add(0, tokens_S, out_SD).to(x_TD.dtype)
-
-
-def _gated_mlp(x_SD: Tensor, gate_up_2FD: Tensor, down_DF: Tensor) -> Tensor:
-    gate_SF, up_SF = F.linear(x_SD, gate_up_2FD).chunk(2, dim=-1)
-    return F.linear(F.silu(gate_SF) * up_SF, down_DF)
+        return grouped_experts(x_TD, weights_TS, experts_TS, self.gate_up_proj, self.down_proj)
 
 
 class MixtureOfExperts(nn.Module):

@@ -7,6 +7,7 @@ T tokens (packed, no padding) · H query heads · G key heads · d, e head width
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Protocol
 
 import torch
@@ -14,6 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mull.errors import ModelError
+from mull.model.short_attention import ShortLayout, short_attention
+
+# Up to here the squares of scores, kept for the backward pass, are small beside the activations.
+_SHORT = 256
 
 
 class Sequences(Protocol):
@@ -53,24 +58,35 @@ class PackedSequences:
         ranges = [torch.arange(length, device="cpu") for length in self.lengths]
         positions = torch.cat(ranges) if ranges else torch.zeros(0, dtype=torch.int64)
         self.positions_T = positions.to(device) if device is not None else positions
+        self._lay_out(device)
+
+    def _lay_out(self, device: torch.device | str | None) -> None:
+        """Tells short sequences from long ones, which torch's fused kernel serves one by one."""
+        starts = [0, *accumulate(self.lengths)][:-1]
+        spans = list(zip(self.lengths, starts, strict=True))
+        short = [span for span in spans if span[0] <= _SHORT]
+        long = [span for span in spans if span[0] > _SHORT]
+        self._long_lengths = [length for length, _ in long]
+        self._short = None
+        if len(short) > 1 and not self.absorb:
+            self._short = ShortLayout(short, device)
+        self._back_T: Tensor | None = None
+        if self._short is not None and long:
+            rows = [torch.arange(s, s + n, device="cpu") for n, s in (*short, *long)]
+            self._long_T = torch.cat(rows[len(short) :]).to(device)
+            self._back_T = torch.cat(rows).argsort().to(device)
 
     def attend(
         self, layer: int, q_THd: Tensor, k_TGd: Tensor, v_TGe: Tensor, scale: float
     ) -> Tensor:
-        width, value_width = q_THd.shape[-1], v_TGe.shape[-1]
-        if width > value_width:
-            # Equal widths keep torch's fused kernel, which never holds T x T scores (naive MLA).
-            v_TGe = F.pad(v_TGe, (0, width - value_width))
-        parts = [
-            _causal_attention(q, k, v, scale)
-            for q, k, v in zip(
-                q_THd.split(self.lengths),
-                k_TGd.split(self.lengths),
-                v_TGe.split(self.lengths),
-                strict=True,
-            )
-        ]
-        return torch.cat(parts)[..., :value_width]
+        if self._short is None:
+            return _fused_attention(self.lengths, q_THd, k_TGd, v_TGe, scale)
+        short_THe = short_attention(self._short, q_THd, k_TGd, v_TGe, scale)
+        if self._back_T is None:
+            return short_THe
+        q, k, v = (x.index_select(0, self._long_T) for x in (q_THd, k_TGd, v_TGe))
+        long_THe = _fused_attention(self._long_lengths, q, k, v, scale)
+        return torch.cat((short_THe, long_THe)).index_select(0, self._back_T)
 
     def attend_latent(
         self, layer: int, q_THc: Tensor, latent_Tc: Tensor, scale: float, value_dim: int
@@ -82,6 +98,22 @@ class PackedSequences:
             )
         ]
         return torch.cat(parts)
+
+
+def _fused_attention(
+    lengths: list[int], q_THd: Tensor, k_TGd: Tensor, v_TGe: Tensor, scale: float
+) -> Tensor:
+    width, value_width = q_THd.shape[-1], v_TGe.shape[-1]
+    if width > value_width:
+        # Equal widths keep torch's fused kernel, which never holds T x T scores (naive MLA).
+        v_TGe = F.pad(v_TGe, (0, width - value_width))
+    parts = [
+        _causal_attention(q, k, v, scale)
+        for q, k, v in zip(
+            q_THd.split(lengths), k_TGd.split(lengths), v_TGe.split(lengths), strict=True
+        )
+    ]
+    return torch.cat(parts)[..., :value_width]
 
 
 def _causal_attention(q_THd: Tensor, k_TGd: Tensor, v_TGe: Tensor, scale: float) -> Tensor:

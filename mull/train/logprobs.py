@@ -3,20 +3,24 @@
 The head is applied to a chunk of rows at a time; the backward pass computes each chunk's logits
 anew. Products run in the hidden states' type, everything after them in float32 (float64 stays).
 
-T rows that are learnt (choose them before) · C rows of a chunk · D model · V vocabulary
+T rows that are learnt (choose them before) · C rows of a chunk · B rows of a block · D model ·
+V vocabulary
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-# Logits of one chunk, in numbers: 64 MB of float32, and large enough for full-speed products.
-_CHUNK_LOGITS = 2**24
+# Logits of one chunk, in numbers: few enough to be held, enough for full-speed products.
+_CHUNK_LOGITS = 2**25
+# Of these as many as stay in a core's cache are worked on at a time in float32.
+_BLOCK_LOGITS = 2**19
 
 
 def token_logprobs(
@@ -85,17 +89,41 @@ def _chunk_rows(head_VD: Tensor) -> int:
     return max(64, _CHUNK_LOGITS // head_VD.shape[0])
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype == torch.float64 else x.float()
-
-
 def _wide_type(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _logits(hidden_CD: Tensor, head_VD: Tensor, temperature: float) -> Tensor:
-    logits_CV = _wide(F.linear(hidden_CD, head_VD))
-    return logits_CV if temperature == 1.0 else logits_CV.div_(temperature)
+class _Logits:
+    """The memory for the logits of a chunk and of a block of it, used over and over: fresh memory
+    for each chunk would cost more than the arithmetic on it."""
+
+    def __init__(self, hidden_TD: Tensor, head_VD: Tensor, temperature: float, chunk: int) -> None:
+        self.hidden_TD, self.head_VD, self.temperature = hidden_TD, head_VD, temperature
+        self.rows, vocabulary = max(1, min(chunk, len(hidden_TD))), len(head_VD)
+        self._chunk_CV = hidden_TD.new_empty(self.rows, vocabulary)
+        self.block = max(1, min(self.rows, _BLOCK_LOGITS // vocabulary))
+        wide = _wide_type(hidden_TD)
+        self._blocks = hidden_TD.new_empty(2, self.block, vocabulary, dtype=wide)
+
+    def chunks(self) -> Iterator[tuple[slice, Tensor]]:
+        """(rows, logits before the temperature in the products' type, to be written over)."""
+        for part in _chunks(len(self.hidden_TD), self.rows):
+            logits_CV = self._chunk_CV[: part.stop - part.start]
+            torch.mm(self.hidden_TD[part], self.head_VD.T, out=logits_CV)
+            yield part, logits_CV
+
+    def blocks(self, part: slice, logits_CV: Tensor) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """(rows, logits in float32 at the temperature, scratch memory of that shape)."""
+        for own in _chunks(len(logits_CV), self.block):
+            count = own.stop - own.start
+            wide_BV = self._blocks[0, :count].copy_(logits_CV[own])
+            if self.temperature != 1.0:
+                wide_BV.div_(self.temperature)
+            yield (
+                slice(part.start + own.start, part.start + own.stop),
+                wide_BV,
+                self._blocks[1, :count],
+            )
 
 
 class _HeadGradient:
@@ -110,8 +138,10 @@ class _HeadGradient:
             else None
         )
 
+        self._scratch: Tensor | None = None
+
     def add(self, rows: slice, gradient_CV: Tensor) -> None:
-        gradient_CV = gradient_CV.to(self.hidden_TD.dtype)
+        """gradient_CV: of the rows' logits, in the products' type."""
         if self.of_hidden is not None:
             torch.mm(gradient_CV, self.head_VD, out=self.of_hidden[rows])
         if self.of_head is not None:
@@ -119,7 +149,9 @@ class _HeadGradient:
             if hidden_CD.dtype == self.of_head.dtype:
                 self.of_head.addmm_(gradient_CV.T, hidden_CD)
             else:
-                self.of_head.add_(gradient_CV.T @ hidden_CD)
+                if self._scratch is None:
+                    self._scratch = torch.empty_like(self.head_VD)
+                self.of_head.add_(torch.mm(gradient_CV.T, hidden_CD, out=self._scratch))
 
     def result(self) -> tuple[Tensor | None, Tensor | None]:
         of_head = None if self.of_head is None else self.of_head.to(self.head_VD.dtype)
@@ -145,32 +177,39 @@ class _TokenLogprobs(torch.autograd.Function):
             3, rows, dtype=_wide_type(hidden_TD), device=hidden_TD.device
         ).unbind()
         is_top_T = torch.empty(rows, dtype=torch.bool, device=hidden_TD.device)
-        for part in _chunks(rows, chunk):
-            logits_CV = _logits(hidden_TD[part], head_VD, temperature)
-            normaliser_C1 = logits_CV.logsumexp(-1, keepdim=True)
-            own_C1 = logits_CV.gather(1, targets_T[part, None])
-            is_top_T[part] = own_C1[:, 0] >= logits_CV.amax(-1)
-            logprobs_CV = logits_CV.sub_(normaliser_C1)
-            logprob_T[part] = (own_C1 - normaliser_C1)[:, 0]
-            entropy_T[part] = -torch.linalg.vecdot(logprobs_CV.exp(), logprobs_CV)
-            normaliser_T[part] = normaliser_C1[:, 0]
+        logits = _Logits(hidden_TD, head_VD, temperature, chunk)
+        for part, logits_CV in logits.chunks():
+            for own, logits_BV, scratch_BV in logits.blocks(part, logits_CV):
+                highest_B1 = logits_BV.amax(-1, keepdim=True)
+                logits_BV.sub_(highest_B1)
+                own_B = logits_BV.gather(1, targets_T[own, None])[:, 0]
+                total_B = torch.exp(logits_BV, out=scratch_BV).sum(-1)
+                log_total_B = total_B.log()
+                is_top_T[own] = own_B >= 0
+                logprob_T[own] = own_B - log_total_B
+                # H = log Z - sum p x
+                entropy_T[own] = log_total_B - scratch_BV.mul_(logits_BV).sum(-1) / total_B
+                normaliser_T[own] = highest_B1[:, 0] + log_total_B
         ctx.save_for_backward(hidden_TD, head_VD, targets_T, normaliser_T)
         ctx.temperature, ctx.chunk = temperature, chunk
         ctx.mark_non_differentiable(entropy_T, is_top_T)
         return logprob_T, entropy_T, is_top_T
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, upstream_T: Tensor, *_: Any) -> tuple[Any, ...]:
         """d logprob / d logits = (one at the target - probabilities) / temperature."""
         hidden_TD, head_VD, targets_T, normaliser_T = ctx.saved_tensors
         gradient = _HeadGradient(hidden_TD, head_VD, ctx.needs_input_grad)
         upstream_T1 = (upstream_T / ctx.temperature)[:, None]
-        for part in _chunks(len(hidden_TD), ctx.chunk):
-            logits_CV = _logits(hidden_TD[part], head_VD, ctx.temperature)
-            probs_CV = logits_CV.sub_(normaliser_T[part, None]).exp_()
-            gradient_CV = probs_CV.mul_(-upstream_T1[part])
-            gradient_CV.scatter_add_(1, targets_T[part, None], upstream_T1[part])
-            gradient.add(part, gradient_CV)
+        logits = _Logits(hidden_TD, head_VD, ctx.temperature, ctx.chunk)
+        for part, logits_CV in logits.chunks():
+            for own, logits_BV, _scratch in logits.blocks(part, logits_CV):
+                probs_BV = logits_BV.sub_(normaliser_T[own, None]).exp_()
+                gradient_BV = probs_BV.mul_(-upstream_T1[own])
+                gradient_BV.scatter_add_(1, targets_T[own, None], upstream_T1[own])
+                logits_CV[own.start - part.start : own.stop - part.start] = gradient_BV
+            gradient.add(part, logits_CV)
         return (*gradient.result(), None, None, None)
 
 
@@ -199,6 +238,7 @@ class _TeacherDivergence(torch.autograd.Function):
         return divergence_T
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, upstream_T: Tensor) -> tuple[Any, ...]:
         """With respect to the student's logits: reverse p_s (log p_s/p_t - KL), forward p_s - p_t;
         both over the temperature."""
@@ -213,7 +253,7 @@ class _TeacherDivergence(torch.autograd.Function):
                 gradient_CV = probs_CV.mul_(gap_CV)
             else:
                 gradient_CV = student_CV.exp_().sub_(teacher_CV.exp_())
-            gradient.add(part, gradient_CV.mul_(upstream_T1[part]))
+            gradient.add(part, gradient_CV.mul_(upstream_T1[part]).to(hidden_TD.dtype))
         return (*gradient.result(), None, None, None, None, None)
 
 
@@ -221,6 +261,8 @@ def _both_logprobs(
     tensors: Sequence[Tensor], temperature: float, part: slice
 ) -> tuple[Tensor, Tensor]:
     hidden_TD, head_VD, teacher_hidden_TK, teacher_head_VK = tensors
-    student_CV = _logits(hidden_TD[part], head_VD, temperature).log_softmax(-1)
-    teacher_CV = _logits(teacher_hidden_TK[part], teacher_head_VK, temperature).log_softmax(-1)
+    student_CV, teacher_CV = (
+        (F.linear(hidden[part], head).to(_wide_type(hidden)) / temperature).log_softmax(-1)
+        for hidden, head in ((hidden_TD, head_VD), (teacher_hidden_TK, teacher_head_VK))
+    )
     return student_CV, teacher_CV
