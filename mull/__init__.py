@@ -12,8 +12,11 @@ from mull.errors import (
     ModelError,
     MullError,
     QueueFullError,
+    RecipeError,
     RequestError,
+    TaskError,
     TextError,
+    TrainError,
     WeightsError,
 )
 
@@ -29,8 +32,11 @@ __all__ = [
     "ModelError",
     "MullError",
     "QueueFullError",
+    "RecipeError",
     "RequestError",
+    "TaskError",
     "TextError",
+    "TrainError",
     "WeightsError",
     "load",
 ]

@@ -13,9 +13,10 @@ numbers that JSON cannot hold are null.
         time: seconds (of the step), rollout_tokens_per_s, update_tokens_per_s, utilisation (of
         the measured peak, 0 to 1), at (seconds since the epoch)
     {"kind": "eval", "stage", "task", "family", "problems", "k", "pass_at_1", "stderr", "greedy",
-     "tokens", "truncated", "verifier_failed", "ood"}
+     "tokens", "truncated", "verifier_failed", "ood", "levels"}
         stage: the one whose model was asked. greedy: pass@1 at temperature 0, or null. tokens: mean
         of an answer. truncated, verifier_failed: shares. ood: out of the trained distribution.
+        levels: pass@1 by level of difficulty.
     {"kind": "stage_end", "stage", "stage_kind", "step", "tokens_trained", "tokens_sampled",
      "flops", "time": {seconds, repeated_seconds, joules, kwh, dollars}}
 
@@ -100,8 +101,9 @@ class Metrics:
         truncated: float = 0.0,
         verifier_failed: float = 0.0,
         ood: bool = False,
+        levels: Mapping[str, float] | None = None,
     ) -> dict[str, Any]:
-        """How the model of `stage` did on one family of a task."""
+        """How the model of `stage` did on one family of a task; levels: pass@1 of each."""
         record = {
             "kind": "eval",
             "stage": stage,
@@ -116,6 +118,7 @@ class Metrics:
             "truncated": truncated,
             "verifier_failed": verifier_failed,
             "ood": ood,
+            "levels": dict(levels or {}),
         }
         self._log.append(record)
         return record

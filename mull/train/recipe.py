@@ -159,6 +159,7 @@ class StageBase(Table):
     """start: the stage whose result this one begins with; None: the one before; "model": the
     recipe's own model. budget: "20m" or "$2", ends the stage cleanly."""
 
+    kind: str
     name: Name
     start: str | None = None
     optimiser: Optimiser = Optimiser()
@@ -264,14 +265,16 @@ class Distill(LearnStage):
 
 
 class Evaluate(StageBase):
-    """pass@1 over k samples of held-out problems, for every stage named; no training."""
+    """pass@1 over k samples of held-out problems, for every stage named (default: all before this
+    one); no training. thinking off: the models answer at once, as the form "direct" teaches."""
 
     kind: Literal["eval"]
     tasks: Annotated[tuple[str, ...], Field(min_length=1)]
     stages: tuple[str, ...] = ()
     problems: Positive = 1000
-    k: Positive = 1
+    k: Annotated[int, Field(ge=1, le=256)] = 1
     greedy: bool = True
+    thinking: Literal["on", "off"] = "on"
     sampling: Sampling = Sampling()
 
 

@@ -82,6 +82,20 @@ class Routing:
             for router in self.main:
                 router.replay = None
 
+    @contextmanager
+    def recorded(self) -> Iterator[list[Tensor]]:
+        """The main layers' choices of one forward pass, int64 [T, S] each, in order."""
+        chosen: list[Tensor] = []
+        hooks = [
+            router.register_forward_hook(lambda _router, _inputs, output: chosen.append(output[1]))
+            for router in self.main
+        ]
+        try:
+            yield chosen
+        finally:
+            for hook in hooks:
+                hook.remove()
+
     def seen(self) -> Tensor | None:
         """Ends the counting of this batch. Its sequence-wise loss, weighted and summed over layers
         and sequences; None: not wanted."""

@@ -1,0 +1,176 @@
+"""The models of a run: its own (fresh, or any that mull loads) and the results of its stages.
+
+Results are folders in Hugging Face layout under `stages/`, in float32, so that a stage which begins
+with one begins exactly where the one before ended. Stages that train nothing stand for the model
+they began with.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mull import weights
+from mull.errors import RecipeError
+from mull.model import CausalLM, ModelConfig
+from mull.text import ChatTemplate, Tokenizer, hf_tokenizer_files
+from mull.train.data.sources import sample_texts
+from mull.train.data.tokenizer import train_tokenizer, write_tokenizer
+from mull.train.data.writer import TraceWriter
+from mull.train.lora import inject, merged_state
+from mull.train.problems import Tasks
+from mull.train.recipe import Distill, Evaluate, Lora, ModelSpec, Recipe, Reject, StageBase
+from mull.train.seeds import seed_of
+from mull.train.sizes import fresh_config
+from mull.weights.save import TOKENIZER_FILES
+
+OWN = "model"  # the recipe's own model, among the names of stages
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model to train, float32, and the folder of its tokenizer."""
+
+    model: CausalLM
+    tokenizer: Path
+
+    @property
+    def writer(self) -> TraceWriter:
+        return writer_of(self.tokenizer)
+
+
+def writer_of(tokenizer: Path | Mapping[str, Any]) -> TraceWriter:
+    return TraceWriter(ChatTemplate.for_tokenizer(Tokenizer.from_source(tokenizer)))
+
+
+class Models:
+    """folder: of the run. Tokenizers are made, or copied there, when they are first needed."""
+
+    def __init__(self, recipe: Recipe, tasks: Tasks, folder: Path) -> None:
+        self._recipe, self._tasks, self._folder = recipe, tasks, folder
+
+    def start_of(self, stage: StageBase) -> str:
+        """The name of the result that a stage begins with."""
+        names = [each.name for each in self._recipe.stages]
+        index = names.index(stage.name)
+        return self.result_of(stage.start or (names[index - 1] if index else OWN))
+
+    def result_of(self, name: str) -> str:
+        """The name of the folder that holds a stage's result."""
+        for stage in self._recipe.stages:
+            if stage.name == name and isinstance(stage, Reject | Evaluate):
+                return self.start_of(stage)
+        return name
+
+    def path(self, name: str) -> Path:
+        return self._folder / "stages" / name
+
+    def begin(self, stage: StageBase) -> Opened:
+        """What a stage trains, adapters and all: it has not learnt anything yet."""
+        spec = stage.student if isinstance(stage, Distill) else None
+        name = stage.name if spec is not None else self.start_of(stage)
+        opened = self.fresh(spec, name) if spec is not None else self.open(name)
+        lora = (spec or self._recipe.model).lora
+        if lora is not None:
+            adapt(opened.model, lora, seed=seed_of(self._recipe.seed, stage.name, "lora"))
+        return opened
+
+    def begin_tokenizer(self, stage: StageBase) -> Path:
+        """Of the model that a stage begins with."""
+        if isinstance(stage, Distill) and stage.student is not None:
+            base = stage.student.base
+            return self._own_tokenizer() if base is None else self._base_tokenizer(base, stage.name)
+        name = self.start_of(stage)
+        return self.path(name) if name != OWN else self._own_tokenizer()
+
+    def open(self, name: str) -> Opened:
+        """A result by its name, or the recipe's own model."""
+        if name == OWN:
+            return self.fresh(self._recipe.model, OWN)
+        return Opened(load(str(self.path(name))), self.path(name))
+
+    def fresh(self, spec: ModelSpec, name: str) -> Opened:
+        """The model that a spec describes; name: of its tokenizer's folder, and of its seed."""
+        if spec.base is not None:
+            tokenizer = self._base_tokenizer(spec.base, name)
+            return Opened(load(spec.base), tokenizer)
+        tokenizer = self._own_tokenizer()
+        model = CausalLM(self.config(spec, tokenizer), mtp=True)
+        draw = torch.Generator().manual_seed(seed_of(self._recipe.seed, name, "weights"))
+        model.init_weights(generator=draw)
+        return Opened(model, tokenizer)
+
+    def config(self, spec: ModelSpec, tokenizer: Path) -> ModelConfig:
+        found = Tokenizer.from_source(tokenizer)
+        bos = found.bos_id if found.bos_id is not None else 0
+        return fresh_config(spec, found.vocab_size, bos=bos, eos=min(found.eos_ids))
+
+    def save(self, name: str, model: CausalLM, tokenizer: Path) -> Path:
+        """Writes a stage's result; what a killed run left under its name goes."""
+        path = self.path(name)
+        shutil.rmtree(path, ignore_errors=True)
+        save(model, path, tokenizer)
+        return path
+
+    def _own_tokenizer(self) -> Path:
+        """Of the recipe's fresh models: made of its data, or another model's."""
+        spec = self._recipe.tokenizer
+        base = self._recipe.model.base or spec.like
+        if base is not None:
+            return self._base_tokenizer(base, OWN)
+        folder = self._folder / "tokenizer"
+        if not folder.is_dir():
+            texts = sample_texts(self._recipe, self._tasks.by_name)
+            write_tokenizer(train_tokenizer(texts, spec), folder)
+        return folder
+
+    def _base_tokenizer(self, base: str, name: str) -> Path:
+        folder = self._folder / ("tokenizer" if name == OWN else f"tokenizer-{name}")
+        if not folder.is_dir():
+            source = weights.tokenizer_source(weights.resolve(base))
+            if isinstance(source, dict):
+                files = hf_tokenizer_files(source)
+            else:
+                found = [source / each for each in TOKENIZER_FILES if (source / each).is_file()]
+                files = {file.name: file.read_text(encoding="utf-8") for file in found}
+            write_tokenizer(files, folder)
+        return folder
+
+
+def load(name: str) -> CausalLM:
+    """Any model that mull loads, in float32, with its multi-token prediction, ready to train."""
+    files = weights.resolve(name)
+    model = weights.load_model(files, dtype=torch.float32, mtp=weights.holds_mtp(files))
+    return model.requires_grad_(True).train()
+
+
+def adapt(model: CausalLM, lora: Lora, *, seed: int) -> None:
+    inject(model, lora, seed=seed % 2**63)
+
+
+def plain(model: CausalLM, *, mtp: bool = True) -> CausalLM:
+    """The same function without adapters or gradients; shares what memory it can."""
+    state = merged_state(model)
+    names = {name for name in state if mtp or not name.startswith("mtp.")}
+    bare = weights.empty_model(model.config, dtype=torch.float32, mtp=mtp and len(model.mtp) > 0)
+    bare.load_state_dict({name: state[name] for name in names}, assign=True)
+    bare.tie_weights()
+    return bare.requires_grad_(False).eval()
+
+
+def save(model: CausalLM, path: Path, tokenizer: Path) -> None:
+    weights.save_folder(plain(model), path, tokenizer_files=tokenizer)
+
+
+def refuse_vocabulary(model: CausalLM, writer: TraceWriter) -> None:
+    """RecipeError where a tokenizer has more tokens than the model has rows."""
+    if writer.tokenizer.vocab_size > model.config.vocab_size:
+        raise RecipeError(
+            f"the tokenizer has {writer.tokenizer.vocab_size} tokens, but the model only "
+            f"{model.config.vocab_size}: take the tokenizer that belongs to it"
+        )

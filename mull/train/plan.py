@@ -1,0 +1,304 @@
+"""What a recipe takes, before any of it is done: sizes, arithmetic, memory, time and money.
+
+Time is FLOPs over this machine's measured peak at the utilisation that a step of such a model
+reaches, and sampled tokens over a rate that follows from the same peak: an estimate, to a factor.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from mull import weights
+from mull.errors import RecipeError, TrainError
+from mull.model import ModelConfig
+from mull.text import Tokenizer
+from mull.train.bill import Bill, Budget
+from mull.train.figures import count, dollars, duration, energy
+from mull.train.flops import step_flops
+from mull.train.peak import Peak
+from mull.train.recipe import (
+    Distill,
+    Evaluate,
+    LearnStage,
+    ModelSpec,
+    Recipe,
+    Reject,
+    Rl,
+    StageBase,
+)
+from mull.train.sizes import fresh_config
+from mull.train.stages.evaluate import evaluated
+
+# Shares of the peak of matrix products that were measured on small models: the update's, and of
+# decoding many answers at once. A step of a tiny model is mostly other work than products.
+_UPDATE_SHARE, _ROLLOUT_SHARE = 0.4, 0.12
+# Answers are seldom as long as they may be, questions hardly ever.
+_MEAN_ANSWER_SHARE, _QUESTION_TOKENS = 0.5, 32
+# Float32 values a layer keeps for its backward pass, per token and unit of width (measured).
+_KEPT_PER_WIDTH = 34
+_RUNNING = 512
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """tokens: learnt from; sampled: at most half of the room; flops: of learning and sampling."""
+
+    name: str
+    kind: str
+    tokens: int
+    sampled: int
+    learn_flops: float
+    sample_flops: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes at the fullest moment: of updates, or of rollouts beside the model."""
+
+    weights: int
+    optimiser: int
+    activations: int
+    cache: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.optimiser + max(self.activations, self.cache)
+
+
+@dataclass(frozen=True)
+class Plan:
+    name: str
+    parameters: int
+    active: int
+    stages: list[StageCost]
+    memory: Memory
+    available: int
+    seconds: float
+    joules: float
+    dollars: float
+
+
+def check(recipe: Recipe) -> None:
+    """Refuses what could never work before any work is done: RecipeError, WeightsError, ..."""
+    for stage in recipe.stages:
+        if stage.budget is not None:
+            Budget.parse(stage.budget).check(recipe.machine)
+        if isinstance(stage, Distill) and stage.form == "on_policy" and stage.steps is None:
+            raise RecipeError(f"stage {stage.name}: on-policy distillation needs steps, not epochs")
+        _check_lengths(recipe, stage)
+    if recipe.budget is not None:
+        Budget.parse(recipe.budget).check(recipe.machine)
+
+
+def plan(recipe: Recipe, peak: Peak | None = None) -> Plan:
+    """Raises RecipeError for sizes no model can have, WeightsError for a base that is not there."""
+    check(recipe)
+    peak = peak or Peak()
+    config = model_config(recipe, recipe.model)
+    costs = [_cost(recipe, stage, peak) for stage in recipe.stages]
+    bill = Bill(recipe.machine)
+    for cost in costs:
+        bill.add(cost.name, seconds=cost.seconds)
+    line = bill.line()
+    total, active = config.parameter_count(mtp=True)
+    return Plan(
+        recipe.name,
+        total,
+        active,
+        costs,
+        memory_of(recipe, config),
+        weights.available_memory(),
+        line["seconds"],
+        line["joules"],
+        line["dollars"],
+    )
+
+
+def model_config(recipe: Recipe, spec: ModelSpec) -> ModelConfig:
+    """Of a base, or of a fresh model with as many tokens as its tokenizer is to have."""
+    if spec.base is not None:
+        return weights.load_config(weights.resolve(spec.base))
+    like = recipe.model.base or recipe.tokenizer.like
+    if like is None:
+        return fresh_config(spec, recipe.tokenizer.vocabulary, bos=0, eos=1)
+    source = weights.tokenizer_source(weights.resolve(like))
+    return fresh_config(spec, Tokenizer.from_source(source).vocab_size, bos=0, eos=1)
+
+
+def memory_of(recipe: Recipe, config: ModelConfig) -> Memory:
+    parameters = config.parameter_count(mtp=True)[0]
+    trained = _trained(recipe, config, parameters)
+    passes = [_pass_tokens(stage) for stage in recipe.stages]
+    kept = config.num_hidden_layers * config.hidden_size * _KEPT_PER_WIDTH
+    if all(stage.checkpointing for stage in recipe.stages):
+        kept = config.hidden_size * (config.num_hidden_layers + _KEPT_PER_WIDTH)
+    per_token = config.num_hidden_layers * config.cache_values_per_layer * 4
+    return Memory(
+        weights=4 * parameters,
+        # The gradient, and AdamW's two moments.
+        optimiser=4 * 3 * trained,
+        activations=4 * kept * max(passes, default=0),
+        cache=max((_cached_tokens(stage) for stage in recipe.stages), default=0) * per_token
+        + 4 * parameters,
+    )
+
+
+def describe(plan: Plan) -> str:
+    """For people: what `--dry-run` prints."""
+    memory = plan.memory
+    lines = [
+        f"{plan.name}: {count(plan.parameters)} parameters, {count(plan.active)} active per token",
+        "",
+        f"{'stage':<16}{'kind':<10}{'learnt':>10}{'sampled':>10}{'FLOPs':>10}  time",
+        *(
+            f"{cost.name:<16}{cost.kind:<10}{count(cost.tokens):>10}{count(cost.sampled):>10}"
+            f"{count(cost.learn_flops + cost.sample_flops):>10}  {duration(cost.seconds)}"
+            for cost in plan.stages
+        ),
+        "",
+        f"memory: {_gb(memory.total)} at most (weights {_gb(memory.weights)}, optimiser "
+        f"{_gb(memory.optimiser)}, activations {_gb(memory.activations)}, rollouts "
+        f"{_gb(memory.cache)}); free here: {_gb(plan.available)}",
+        f"time: about {duration(plan.seconds)} on this machine, to a factor of two",
+        f"bill: {energy(plan.joules)}, {dollars(plan.dollars)}",
+    ]
+    return "\n".join(lines)
+
+
+def refuse_unless_fits(plan: Plan) -> None:
+    if plan.memory.total > plan.available:
+        raise TrainError(
+            f"{plan.name} needs about {_gb(plan.memory.total)} of memory, but "
+            f"{_gb(plan.available)} are free: lower batch_tokens, set checkpointing, or use lora"
+        )
+
+
+def _cost(recipe: Recipe, stage: StageBase, peak: Peak) -> StageCost:
+    config = _config_of(recipe, stage)
+    tokens, sampled = _learnt(recipe, stage), _sampled(recipe, stage)
+    length = _length(stage)
+    learn = _flops(config, tokens, length, is_learning=True)
+    if isinstance(stage, Distill) and recipe.model.base is None:
+        config = model_config(recipe, recipe.model)  # the teacher answers
+    sample = _flops(config, sampled, length, is_learning=False)
+    rate = peak.gflop_per_s(stage.precision) * 1e9
+    seconds = learn / (rate * _UPDATE_SHARE)
+    seconds += sample / (peak.gflop_per_s("fp32") * 1e9 * _ROLLOUT_SHARE)
+    return StageCost(stage.name, stage.kind, tokens, sampled, learn, sample, seconds)
+
+
+def _config_of(recipe: Recipe, stage: StageBase) -> ModelConfig:
+    student = stage.student if isinstance(stage, Distill) else None
+    return model_config(recipe, student or recipe.model)
+
+
+def _flops(config: ModelConfig, tokens: int, length: int, *, is_learning: bool) -> float:
+    """Of so many tokens in sequences of that length; sampling is a third of learning."""
+    if not tokens:
+        return 0.0
+    one = step_flops(config, [length], length)
+    return one * tokens / length / (1 if is_learning else 3)
+
+
+def _learnt(recipe: Recipe, stage: StageBase) -> int:
+    if isinstance(stage, LearnStage):
+        if stage.steps is not None:
+            return stage.steps * stage.batch_tokens
+        return (stage.epochs or 1) * _tokens_of(recipe, stage)
+    if isinstance(stage, Rl):
+        return stage.steps * stage.questions * stage.group * _episode(stage.sampling.max_tokens)
+    return 0
+
+
+def _tokens_of(recipe: Recipe, stage: LearnStage) -> int:
+    """Of one epoch: what a stage before keeps, at most, and four bytes of a file a token."""
+    total = 0
+    stages = {each.name: each for each in recipe.stages}
+    for source in stage.data:
+        paths = (*source.text, *source.chat, *source.parquet)
+        total += sum(path.stat().st_size for path in paths) // 4
+        kept = stages.get(source.stage or "")
+        if isinstance(kept, Reject):
+            total += kept.questions * kept.keep * _episode(kept.sampling.max_tokens)
+    if isinstance(stage, Distill):
+        total += stage.questions * stage.samples * _episode(stage.sampling.max_tokens)
+    return total
+
+
+def _sampled(recipe: Recipe, stage: StageBase) -> int:
+    if isinstance(stage, Rl):
+        return int(stage.steps * stage.questions * stage.group * _answer(stage.sampling.max_tokens))
+    if isinstance(stage, Reject):
+        return int(stage.questions * stage.samples * _answer(stage.sampling.max_tokens))
+    if isinstance(stage, Distill):
+        if stage.form == "on_policy":
+            return (stage.steps or 0) * stage.batch_tokens
+        return int(stage.questions * stage.samples * _answer(stage.sampling.max_tokens))
+    if isinstance(stage, Evaluate):
+        asked = len(evaluated(recipe, stage)) * len(stage.tasks) * stage.problems
+        return int(asked * (stage.k + stage.greedy) * _answer(stage.sampling.max_tokens))
+    return 0
+
+
+def _answer(max_tokens: int) -> int:
+    return math.ceil(max_tokens * _MEAN_ANSWER_SHARE)
+
+
+def _episode(max_tokens: int) -> int:
+    return _QUESTION_TOKENS + _answer(max_tokens)
+
+
+def _length(stage: StageBase) -> int:
+    if isinstance(stage, LearnStage):
+        return stage.max_length
+    sampling = getattr(stage, "sampling", None)
+    return _episode(sampling.max_tokens) if sampling is not None else 1
+
+
+def _pass_tokens(stage: StageBase) -> int:
+    return (
+        min(getattr(stage, "batch_tokens", 0), 8192)
+        if not isinstance(stage, Rl)
+        else (stage.batch_tokens)
+    )
+
+
+def _cached_tokens(stage: StageBase) -> int:
+    sampling = getattr(stage, "sampling", None)
+    if sampling is None:
+        return 0
+    running = stage.questions * stage.group if isinstance(stage, Rl) else _RUNNING
+    return min(running, _RUNNING) * (_QUESTION_TOKENS + sampling.max_tokens)
+
+
+def _trained(recipe: Recipe, config: ModelConfig, parameters: int) -> int:
+    lora = recipe.model.lora
+    if lora is None:
+        return parameters
+    width = config.hidden_size
+    return config.num_hidden_layers * len(lora.layers) * lora.rank * 2 * width * 2
+
+
+def _check_lengths(recipe: Recipe, stage: StageBase) -> None:
+    """A fresh model's context is the recipe's own: what cannot fit is known now."""
+    student = stage.student if isinstance(stage, Distill) else None
+    spec = student or recipe.model
+    if spec.base is not None:
+        return
+    if isinstance(stage, LearnStage) and stage.max_length > spec.context:
+        raise RecipeError(
+            f"stage {stage.name}: max_length is {stage.max_length}, but the model's context is "
+            f"{spec.context}; lower it, or raise model.context"
+        )
+    sampling = getattr(stage, "sampling", None)
+    if sampling is not None and sampling.max_tokens >= spec.context:
+        raise RecipeError(
+            f"stage {stage.name}: sampling.max_tokens is {sampling.max_tokens}, but question and "
+            f"answer share the model's context of {spec.context}; lower it, or raise model.context"
+        )
+
+
+def _gb(size: int) -> str:
+    return f"{size / 1e9:.2f} GB" if size >= 1e7 else f"{size / 1e6:.1f} MB"

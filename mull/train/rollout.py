@@ -1,0 +1,174 @@
+"""Answers sampled by mull's own engine on the trainer's own weights.
+
+The answers to a question share one prefill. A question's seed is a pure function of the run's seed,
+stage, step and question, and guessing ahead is off, so the tokens do not depend on timing.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mull import kernels
+from mull.engine import Engine, Output, Request, SamplingParams, prepare
+from mull.engine.prepare import PRECISIONS
+from mull.errors import TrainError
+from mull.model import CausalLM
+from mull.tasks import Problem
+from mull.train.data.writer import TraceWriter
+from mull.train.models import plain
+from mull.train.recipe import Sampling
+from mull.weights import available_memory
+
+# More at once are hardly faster, and their keys no longer fit the processor's caches.
+_MOST_RUNNING = 512
+_BATCH_TOKENS = 4096
+_BLOCK = 16
+# Share of the free memory that the keys of one rollout may take.
+_CACHE_SHARE = 0.4
+
+
+@dataclass(frozen=True)
+class Question:
+    """seed: of its answers. prompt: as the engine is given it."""
+
+    problem: Problem
+    prompt: list[int]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Answer:
+    """ids: as sampled, end token included. logprobs: of the distribution they were drawn from, 0
+    at the positions that were not drawn (`forced`)."""
+
+    ids: list[int]
+    logprobs: list[float]
+    forced: frozenset[int]
+    is_truncated: bool
+    thinking: str
+    text: str
+
+
+@dataclass
+class Spent:
+    """Of all answers so far: tokens sampled, and seconds."""
+
+    tokens: int = 0
+    seconds: float = 0.0
+
+
+class Sampler:
+    """Answers questions with the weights the model has now.
+
+    thinking: whether prompts have opened the thinking. check: called now and then; what it raises
+    ends the sampling.
+    """
+
+    def __init__(
+        self,
+        model: CausalLM,
+        writer: TraceWriter,
+        *,
+        precision: str = "fp32",
+        thinking: bool = True,
+        check: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.writer = writer
+        self.thinking = thinking
+        self.spent = Spent()
+        self._check = check
+        self._device = model.lm_head.weight.device
+        self._precision = precision
+        with torch.no_grad():
+            self._model = prepare(plain(model, mtp=False), precision=precision, device=self._device)
+
+    def question(self, problem: Problem, seed: int) -> Question:
+        prompt = self.writer.prompt(problem.question, thinking=self.thinking)
+        return Question(problem, prompt, seed)
+
+    def answers(
+        self, questions: Sequence[Question], sampling: Sampling, each: int, *, logprobs: bool = True
+    ) -> list[list[Answer]]:
+        """`each` answers to every question, in order."""
+        start = time.perf_counter()
+        engine = self._engine(questions, sampling.max_tokens, each)
+        places: dict[int, int] = {}
+        for index, question in enumerate(questions):
+            places[engine.submit(self._request(question, sampling, each, logprobs))] = index
+        outputs: list[list[Output]] = [[] for _ in questions]
+        while engine.has_work:
+            self._check()
+            for event in engine.step():
+                if event.output is not None:
+                    outputs[places[event.request_id]].append(event.output)
+        kernels.release_threads()
+        answers = [
+            [_answer(output) for output in sorted(some, key=lambda output: output.index)]
+            for some in outputs
+        ]
+        self.spent.tokens += sum(len(answer.ids) for some in answers for answer in some)
+        self.spent.seconds += time.perf_counter() - start
+        return answers
+
+    def _request(
+        self, question: Question, sampling: Sampling, each: int, logprobs: bool
+    ) -> Request:
+        params = SamplingParams(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            logprobs=0 if logprobs else None,
+            seed=question.seed,
+            n=each,
+        )
+        return Request(
+            question.prompt,
+            params,
+            starts_in_thinking=self.thinking,
+            detect_loops=False,
+            speculate=False,
+        )
+
+    def _engine(self, questions: Sequence[Question], max_tokens: int, each: int) -> Engine:
+        longest = max(len(question.prompt) for question in questions)
+        context = self._model.config.max_position_embeddings
+        if longest + max_tokens > context:
+            raise TrainError(
+                f"a question of {longest} tokens and an answer of up to {max_tokens} do not fit "
+                f"into the model's context of {context}: lower sampling.max_tokens, or give the "
+                "model a larger context"
+            )
+        dtype = torch.float32 if self._precision == "fp32" else PRECISIONS[self._precision]
+        room = -(-(longest + max_tokens) // _BLOCK) * _BLOCK + _BLOCK
+        running = min(_MOST_RUNNING, each * len(questions))
+        per_token = self._model.config.cache_bytes_per_token(dtype)
+        most = int(available_memory() * _CACHE_SHARE) // per_token
+        return Engine(
+            self._model,
+            self.writer.tokenizer,
+            self.writer.template,
+            context=longest + max_tokens,
+            cache_tokens=max(room, min(running * room, most)),
+            cache_dtype=dtype,
+            max_batch_tokens=_BATCH_TOKENS,
+            max_running=running,
+            max_queue=each * len(questions),
+            speculation="off",
+            device=self._device,
+        )
+
+
+def _answer(output: Output) -> Answer:
+    drawn = output.logprobs or []
+    return Answer(
+        ids=output.token_ids,
+        logprobs=[each.logprob or 0.0 for each in drawn],
+        forced=frozenset(output.forced_positions),
+        is_truncated=output.finish_reason == "length",
+        thinking=output.thinking,
+        text=output.text,
+    )

@@ -1,0 +1,148 @@
+"""pretrain and sft: learning from given text, one loop for both (distill uses it too)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from mull.train.algorithms import sft
+from mull.train.batch import Batch, Example
+from mull.train.data.mix import DataMix
+from mull.train.data.stage import VALIDATION_BATCHES, StageData
+from mull.train.recipe import LearnStage
+from mull.train.session import Keeper, Session
+from mull.train.state import Checkpoint
+from mull.train.step import Learner, StepReport
+from mull.train.trainee import Trainee
+
+# A forward and backward pass is over at most so many tokens; more only takes more memory.
+_PASS_TOKENS = 8192
+
+
+def learn(session: Session, stage: LearnStage, checkpoint: Checkpoint | None) -> Trainee:
+    """Trains the stage's model on the stage's data, from the checkpoint on."""
+    opened = session.models.begin(stage)
+    data = StageData(
+        session.recipe,
+        opened.writer,
+        session.tasks.by_name,
+        session.folder.path / "data",
+        session.all_kept() | {stage.name: session.kept(stage.name)},
+    )
+    mix, steps = data.mix(stage)
+    held_out = data.held_out(stage) if stage.validate_every else None
+    session.check()
+    _describe(session, stage, mix)
+    trainee = Trainee(session, stage, steps, opened=opened)
+    done = 0
+    if checkpoint is not None:
+        trainee.restore(checkpoint, checkpoint.facts["stage"])
+        done = int(checkpoint.position["step"])
+
+    def state() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return trainee.state()
+
+    keeper = Keeper(session, stage, state, step=done, model=trainee.model)
+    session.page.stage(stage.name, steps)
+    for step in range(done, steps):
+        if keeper.is_spent:
+            break
+        _step(session, stage, trainee.learner, mix, step)
+        scores = None
+        if held_out is not None and (step + 1) % stage.validate_every == 0:
+            scores = {"validation": -_validate(session, stage, trainee.learner, held_out, step)}
+        keeper.stepped(step + 1, scores)
+    return trainee
+
+
+def in_passes(examples: Sequence[Example], most_tokens: int = _PASS_TOKENS) -> list[Batch]:
+    """Packed batches of at most so many tokens (a longer example is alone), of like lengths."""
+    batches: list[list[Example]] = []
+    room = 0
+    for example in sorted(examples, key=lambda example: len(example.ids)):
+        if not batches or len(example.ids) > room:
+            batches.append([])
+            room = most_tokens
+        batches[-1].append(example)
+        room -= len(example.ids)
+    return [Batch.pack(batch) for batch in batches]
+
+
+def learning_values(report: StepReport) -> dict[str, Any]:
+    """What every learning step measures, for its record."""
+    values: dict[str, Any] = {
+        "loss": report.loss,
+        "learning_rate": report.learning_rate,
+        "grad_norm": report.grad_norm,
+        "tokens": report.tokens,
+        "entropy": report.entropy,
+    }
+    if report.mtp_loss is not None:
+        values |= {"mtp_loss": report.mtp_loss, "mtp_hits": report.mtp_hits}
+    if report.router_violation:
+        values["router_violation"] = report.router_violation
+    return values
+
+
+def book(session: Session, stage: str, report: StepReport) -> None:
+    session.bill.add(stage, tokens_trained=report.tokens, flops=int(report.flops))
+
+
+def _step(
+    session: Session, stage: LearnStage, learner: Learner, mix: DataMix, step: int
+) -> StepReport:
+    start = time.perf_counter()
+    batches = in_passes(mix.batch(step), min(stage.batch_tokens, _PASS_TOKENS))
+    report = learner.step(batches, sft)
+    book(session, stage.name, report)
+    timing = {
+        "seconds": time.perf_counter() - start,
+        "update_tokens_per_s": report.tokens / report.seconds,
+        "utilisation": report.utilisation(session.peak.gflop_per_s(stage.precision)),
+    }
+    values = learning_values(replace(report, step=step + 1))
+    record = session.metrics.step(stage.name, stage.kind, step + 1, values, timing)
+    session.page.step(record)
+    return report
+
+
+def _validate(
+    session: Session, stage: LearnStage, learner: Learner, held_out: DataMix, step: int
+) -> float:
+    """Mean cross-entropy on what was held out; a record of its own."""
+    total, learnt = 0.0, 0
+    for index in range(VALIDATION_BATCHES):
+        for batch, logprob_T in _scored(learner, held_out.batch(index)):
+            total -= float(logprob_T.double().sum())
+            learnt += int(batch.learn_T.sum())
+    loss = total / max(learnt, 1)
+    values = {"validation_loss": loss}
+    session.page.step(session.metrics.step(stage.name, stage.kind, step + 1, values))
+    return loss
+
+
+def _scored(learner: Learner, examples: Sequence[Example]) -> list[tuple[Batch, Tensor]]:
+    batches = in_passes(examples)
+    return list(zip(batches, learner.logprobs(batches), strict=True))
+
+
+def _describe(session: Session, stage: LearnStage, mix: DataMix) -> None:
+    """What the stage learns from, for the manifest."""
+    sources = [
+        {
+            "name": report.name,
+            "share": report.share,
+            "documents": report.documents,
+            "tokens": report.tokens,
+            "cut": report.cut,
+            "too_long": report.too_long,
+            "counts": report.counts,
+        }
+        for report in mix.reports
+    ]
+    data = session.folder.manifest().get("data", {})
+    session.folder.update_manifest(data={**data, stage.name: sources})

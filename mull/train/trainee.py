@@ -1,0 +1,67 @@
+"""The model a stage trains, with its optimiser: built, restored, and handed on."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from mull.train.lora import adapter_state, adapters, load_adapter_state
+from mull.train.models import Opened, refuse_vocabulary
+from mull.train.recipe import LearnStage, Rl
+from mull.train.routing import Balance
+from mull.train.session import Session, part_of, prefixed
+from mull.train.state import Checkpoint
+from mull.train.step import Learner
+
+_PRETRAIN_BALANCE = Balance()
+# The routers of a policy stand still but for its own gradient, so that replayed choices stay apt.
+_RL_BALANCE = Balance(rate=0.0)
+
+
+class Trainee:
+    """updates: how many the stage makes in all; temperature: of its rollouts."""
+
+    def __init__(
+        self,
+        session: Session,
+        stage: LearnStage | Rl,
+        updates: int,
+        *,
+        opened: Opened | None = None,
+        temperature: float = 1.0,
+    ) -> None:
+        self.opened = opened or session.models.begin(stage)
+        self.model = self.opened.model
+        self.writer = self.opened.writer
+        refuse_vocabulary(self.model, self.writer)
+        is_learning = isinstance(stage, LearnStage)
+        self.learner = Learner(
+            self.model,
+            stage.optimiser,
+            updates,
+            precision=stage.precision,
+            checkpointing=stage.checkpointing,
+            mtp_weight=stage.mtp_weight if isinstance(stage, LearnStage) else 0.0,
+            balance=_PRETRAIN_BALANCE if is_learning else _RL_BALANCE,
+            temperature=temperature,
+        )
+        self.has_adapters = any(adapters(self.model))
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Live tensors: save them before the next step."""
+        own = adapter_state(self.model) if self.has_adapters else self.model.state_dict()
+        moved, rest = self.learner.state()
+        return {**prefixed("model", own), **prefixed("optimiser", moved)}, {"optimiser": rest}
+
+    def restore(self, checkpoint: Checkpoint, facts: Mapping[str, Any]) -> None:
+        """Raises TrainError where the checkpoint is of another model."""
+        own = part_of(checkpoint, "model")
+        if self.has_adapters:
+            load_adapter_state(self.model, own)
+        else:
+            self.model.load_state_dict(own)
+        rest = facts["optimiser"]
+        moved = part_of(checkpoint, "optimiser") if rest["step"] else {}
+        self.learner.load_state(moved, rest)
