@@ -15,7 +15,7 @@ from typing import Any
 
 from contenders import Contender, ContenderError
 
-from mull.cli.peaks import Peaks, measure_peaks, read_bandwidth
+from mull.kernels.peaks import Peaks, measure_peaks, read_bandwidth
 
 # More than this share of one core taken by contenders that wait is told: the run is not clean.
 IDLE_SHARE = 0.05

@@ -44,7 +44,7 @@ def bench(
     llm = load(model, LoadOptions(precision, device, threads))
     llm.close()  # ends the thread that steps the engine: the bench steps it itself
 
-    from mull.cli.peaks import measure_peaks
+    from mull.kernels.peaks import measure_peaks
 
     before = measure_peaks()
     results = list(run_bench(llm, rounds))

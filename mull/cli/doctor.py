@@ -49,8 +49,8 @@ def examine(threads: int | None = None) -> dict[str, Any]:
 
     import mull
     from mull import kernels, weights
-    from mull.cli.peaks import measure_peaks
     from mull.errors import RequestError
+    from mull.kernels.peaks import measure_peaks
 
     if threads is not None:
         if not 1 <= threads <= 4096:

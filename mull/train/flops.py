@@ -35,17 +35,16 @@ def step_flops(
     total = products * 2 * (layers * tokens + head * learnt)
     total += 3 * attention * config.num_hidden_layers
     if mtp_targets:
-        # One layer like the last one, and the projection of two hidden states to one.
-        layer = layers / config.num_hidden_layers + 2 * config.hidden_size**2
+        layer = _per_token(config, mtp=True) - layers
         total += products * 2 * (layer * tokens + head * mtp_targets) + 3 * attention
     return float(total)
 
 
-def _per_token(config: ModelConfig) -> float:
-    """Multiply-adds of the layers' matrices for one token."""
+def _per_token(config: ModelConfig, *, mtp: bool = False) -> float:
+    """Multiply-adds of the layers' matrices (and of the MTP module's) for one token."""
     active = config.num_experts_per_tok / max(config.n_routed_experts, 1)
     shares = {"embedding": 0.0, "head": 0.0, "expert_up": active, "expert_down": active}
-    return sum(matrix.values * shares.get(matrix.part, 1.0) for matrix in matrices(config))
+    return sum(matrix.values * shares.get(matrix.part, 1.0) for matrix in matrices(config, mtp=mtp))
 
 
 def _attention(config: ModelConfig, length: int) -> float:

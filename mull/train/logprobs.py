@@ -149,9 +149,16 @@ class _HeadGradient:
             if hidden_CD.dtype == self.of_head.dtype:
                 self.of_head.addmm_(gradient_CV.T, hidden_CD)
             else:
-                if self._scratch is None:
-                    self._scratch = torch.empty_like(self.head_VD)
-                self.of_head.add_(torch.mm(gradient_CV.T, hidden_CD, out=self._scratch))
+                self._add_narrow(self.of_head, gradient_CV, hidden_CD)
+
+    def _add_narrow(self, of_head_VD: Tensor, gradient_CV: Tensor, hidden_CD: Tensor) -> None:
+        if self._scratch is None:
+            self._scratch = torch.empty_like(self.head_VD)
+        torch.mm(gradient_CV.T, hidden_CD, out=self._scratch)
+        # Block by block: a sum of two types first makes a whole wide copy of the narrow one.
+        block = max(1, _BLOCK_LOGITS // self._scratch.shape[1])
+        for rows in _chunks(len(of_head_VD), block):
+            of_head_VD[rows].add_(self._scratch[rows].to(of_head_VD.dtype))
 
     def result(self) -> tuple[Tensor | None, Tensor | None]:
         of_head = None if self.of_head is None else self.of_head.to(self.head_VD.dtype)
