@@ -53,7 +53,7 @@ def question(case: Case, i: int) -> str:
     )
 
 
-def requests(llm: mull.LLM, case: Case, seed: int) -> list[Request]:
+def requests(llm: mull.LLM, case: Case, seed: int, name: str) -> list[Request]:
     return [
         llm.request(
             question(case, i),
@@ -63,6 +63,7 @@ def requests(llm: mull.LLM, case: Case, seed: int) -> list[Request]:
             seed=seed + i,
             ignore_eos=True,
             detect_loops=False,
+            namespace=name,  # MTP guesses from no prompt that was computed without it
         )
         for i in range(case.batch)
     ]
@@ -98,7 +99,7 @@ def measure(llm: mull.LLM, case: Case, mode: str, rounds: int) -> dict[str, Any]
         for name in MODES if turn % 2 else MODES[::-1]:
             engine.speculation.mode = mode if name == "on" else "off"
             before = engine.counters
-            rate, ids = answer(llm, requests(llm, case, 1000 * turn))
+            rate, ids = answer(llm, requests(llm, case, 1000 * turn, name))
             said.append(ids)
             if not turn:
                 continue

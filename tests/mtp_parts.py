@@ -12,10 +12,12 @@ from torch import Tensor
 
 from mull.engine.engine import Engine
 from mull.engine.guess_rates import GuessRates
+from mull.engine.mtp_gate import Choice, MtpGate
 from mull.engine.prepare import prepare
 from mull.engine.request import Event
 from mull.engine.sampler import choose
 from mull.engine.sequence import Sequence
+from mull.engine.step_costs import StepCosts
 from mull.model.config import ModelConfig
 from mull.model.sequences import PackedSequences
 from mull.model.transformer import CausalLM
@@ -40,13 +42,18 @@ class Hopeful(GuessRates):
         return 0.6
 
 
+class AlwaysGuess(MtpGate):
+    def choose(self, ends: int, costs: StepCosts, rates: GuessRates, *, is_decode: bool) -> Choice:
+        return "guess"
+
+
 def eager_engine(model: CausalLM, tokenizer: Tokenizer, **options: Any) -> Engine:
     """Guesses at every step, for everybody, and tries what it guessed."""
     engine = make_engine(model, tokenizer, speculation="mtp", **options)
     assert engine.drafter is not None
     engine.drafter.rates = Hopeful()
     engine.speculation.costs = FreeRows()
-    engine.speculation.wants_guesses = lambda ends: True  # type: ignore[method-assign]
+    engine.speculation.gate = AlwaysGuess()
     return engine
 
 

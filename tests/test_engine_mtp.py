@@ -1,6 +1,7 @@
 """Multi-token prediction as a drafter: the guesses are the module's own, and change no answer."""
 
 import itertools
+import random
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +21,17 @@ from engine_parts import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mtp_parts import DENSE, MOE, Checked, chain_with_mtp, eager_engine, mtp_model
-from speculation_parts import CostlyRows
+from speculation_parts import CostlyRows, FreeRows
 from test_engine_scheduler import check_ownership
 from test_engine_speculation import KINDS, check_drafts_were_tried, random_ids, requests_of, said
 
 import mull
 from mull import weights
 from mull.engine.engine import Engine
+from mull.engine.guess_rates import GuessRates
+from mull.engine.mtp_gate import Choice, MtpGate
 from mull.engine.request import Output, Request, SamplingParams
+from mull.engine.step_costs import StepCosts
 from mull.errors import RequestError
 from mull.model.config import ModelConfig
 from mull.model.transformer import CausalLM
@@ -244,15 +248,83 @@ def test_guesses_are_made_where_they_pay_and_no_more_where_they_do_not(moe, toke
     generate(cheap, [request])
     assert cheap.counters.accepted_tokens > 100
     dear = engine_with_costs(foresees, tokenizer, guess=50.0)
-    generate(dear, [request])
-    assert dear.counters.drafted_tokens < 20, "a probe now and then"
-    random = engine_with_costs(moe, tokenizer, guess=0.5)
-    generate(random, [replace(request, prompt_ids=random_ids(9, 1))])
-    assert random.counters.drafted_tokens < 40
+    useless = engine_with_costs(moe, tokenizer, guess=0.5)
+    for engine in (dear, useless):
+        generate(engine, [replace(request, prompt_ids=random_ids(9, 1))])  # tries what it is worth
+        before = engine.counters.drafted_tokens
+        generate(engine, [request])
+        assert engine.counters.drafted_tokens - before < 5, "a probe now and then"
     crowded = make_engine(foresees, tokenizer)
     crowded.speculation.costs = CostlyRows()
     generate(crowded, [request] * 4)
     assert crowded.counters.drafted_tokens == 0
+
+
+class OneAfterTheOther(MtpGate):
+    """Guesses, follows and sleeps for a step or a few, whatever that brings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.dice = random.Random(0)
+        self.choice: Choice = "guess"
+
+    def choose(self, ends: int, costs: StepCosts, rates: GuessRates, *, is_decode: bool) -> Choice:
+        if self.dice.random() < 0.15:
+            self.choice = self.dice.choice(["guess", "guess", "follow", "sleep"])
+        return self.choice
+
+
+def test_where_it_never_pays_it_sleeps_and_wakes_when_few_are_left(tokenizer):
+    model = alphabet_chain(tokenizer, "abcdefghijklmnopqrstuvwxyz.a")
+    engine = make_engine(model, tokenizer)
+    engine.speculation.costs = CostlyRows()
+    checked = Checked(engine)
+    followed: list[int] = []
+    mtp_hidden = model.mtp_hidden
+
+    def counted(hidden_TD: torch.Tensor, *rest: Any) -> torch.Tensor:
+        followed.append(len(hidden_TD))
+        return mtp_hidden(hidden_TD, *rest)
+
+    model.mtp_hidden = counted  # type: ignore[method-assign]
+    params = SamplingParams(temperature=0, max_tokens=150, ignore_eos=True)
+    request = Request(tokenizer.encode("a"), params, detect_loops=False)
+    for _ in range(4):
+        engine.submit(request)
+    for _ in range(100):
+        engine.step()
+    assert engine.speculation.gate.is_asleep
+    assert len(followed) < 90
+    # Now that guesses would cost nothing, one alone wakes it.
+    checked.drain()
+    engine.speculation.costs = FreeRows()
+    late = engine.submit(replace(request, prompt_ids=tokenizer.encode("xyz.abc")))
+    checked.drain()
+    assert not engine.speculation.gate.is_asleep
+    assert late not in {request_id for request_id, _ in checked.places}, "begun in its sleep"
+    last = engine.submit(replace(request, prompt_ids=tokenizer.encode("ghijklm")))
+    checked.drain()
+    assert len(checked.places[last, 0]) > 20
+    assert engine.counters.accepted_tokens > 100
+
+
+@pytest.mark.parametrize("block_size", [16, 4])
+def test_nobody_guesses_from_what_was_computed_in_its_sleep(moe, tokenizer, block_size):
+    params = SamplingParams(seed=3, temperature=0.8, n=2, max_tokens=20, ignore_eos=True)
+    shared = random_ids(30, 5)
+    requests = [Request([*shared[: 10 * (i % 4)], i, 2], params) for i in range(24)]
+    plain = plain_engine(moe, tokenizer)
+    tight = eager_engine(moe, tokenizer, cache_tokens=240, block_size=block_size)
+    tight.speculation.gate = OneAfterTheOther()
+    checked = Checked(tight)
+    for engine in (plain, tight):
+        for request in requests:
+            engine.submit(request)
+    expected, found = drain(plain)[0], collect(checked.drain())
+    for key, output in expected.items():
+        assert found[key].token_ids == output.token_ids
+    assert tight.counters.preemptions > 0
+    check_random_guesses(tight, checked, 100)
 
 
 def test_who_does_not_want_drafts_gets_none_but_keys_for_others(moe, tokenizer):

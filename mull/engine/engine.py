@@ -276,8 +276,11 @@ class Engine:
         if self.drafter is None:
             self.cache.copy_blocks(copies)
         else:
-            pays = self.speculation.wants_guesses(len(turns))
-            is_wanted = self._draws_next if pays else None
+            choice = self.speculation.after_step(len(turns))
+            if choice == "sleep":
+                self.drafter.sleep(paged, copies)
+                return events
+            is_wanted = self._draws_next if choice == "guess" else None
             costs = self.speculation.costs if self.speculation.is_decode else None
             self.drafter.follow(chunks, paged, hidden_TD, forks, copies, is_wanted, costs)
         return events

@@ -18,11 +18,16 @@ class GuessRates:
     """`kind` is a number for depth and sureness together."""
 
     def __init__(self) -> None:
+        self.forget()
+
+    def forget(self) -> None:
+        """Believe what was believed at first."""
         middles = [(place + 0.5) / _SURENESSES for place in range(_SURENESSES)]
         self._hits = [_FIRST_WEIGHT * middle for middle in middles] * _DEPTHS
         self._tries = [_FIRST_WEIGHT] * len(self._hits)
         # How often each kind has been judged lately, among those of its depth.
         self._seen = [1.0] * len(self._hits)
+        self.judged = 0
 
     def kind(self, depth: int, sureness: float) -> int:
         """depth: 0 for a first guess. sureness: from 0 to 1."""
@@ -35,8 +40,8 @@ class GuessRates:
     def judge(self, kind: int, is_hit: bool) -> None:
         self._hits[kind] = self._hits[kind] * _MEMORY + is_hit
         self._tries[kind] = self._tries[kind] * _MEMORY + 1.0
-        kinds = self._kinds(kind // _SURENESSES)
-        for other in kinds:
+        self.judged += 1
+        for other in self._kinds(kind // _SURENESSES):
             self._seen[other] *= _MEMORY
         self._seen[kind] += 1.0
 

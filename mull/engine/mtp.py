@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -71,6 +72,15 @@ class MtpDrafter:
         self.rates = GuessRates()
         self._vocabulary = vocabulary
         self._guesses: dict[Sequence, Guesses] = {}
+        # Blocks that lack keys, because they were computed while nobody followed.
+        self._stale_N = np.zeros(cache.num_blocks, dtype=bool)
+        self._has_stale = False
+
+    def sleep(self, paged: PagedSequences, copies: list[tuple[int, int]]) -> None:
+        """After a step that is not to be followed: note where keys are missing now."""
+        self._stale_N[paged.slots_T.cpu().numpy() // self.cache.block_size] = True
+        self._has_stale = True
+        self._copy(copies)
 
     def follow(
         self,
@@ -97,7 +107,8 @@ class MtpDrafter:
             row_of[chunk.seq] = first + chunk.count - 1 + max(0, accepted)
             first += chunk.rows
         out_TD = self.model.mtp_hidden(hidden_TD, _next_ids(chunks, hidden_TD.device), paged)
-        self.cache.copy_blocks(copies)
+        self._note_new_blocks(paged)
+        self._copy(copies)
         if forks:
             hidden_FD = hidden_TD[[row_of[fork.parent] for fork in forks]]
             row_of.update((fork.seq, first + i) for i, fork in enumerate(forks))
@@ -105,7 +116,9 @@ class MtpDrafter:
         filled = time.perf_counter()
         if costs is not None:
             costs.observe_extra("fill", filled - start)
-        wanted = [seq for seq in row_of if is_wanted is not None and is_wanted(seq)]
+        if is_wanted is None:
+            return
+        wanted = [seq for seq in row_of if is_wanted(seq) and not self._lacks_keys(seq)]
         if wanted:
             out_BD = out_TD[[row_of[seq] for seq in wanted]]
             for seq, row_D in zip(wanted, out_BD, strict=True):
@@ -134,6 +147,24 @@ class MtpDrafter:
 
     def drop(self, seq: Sequence) -> None:
         self._guesses.pop(seq, None)
+
+    def _note_new_blocks(self, paged: PagedSequences) -> None:
+        """A block that is filled from its beginning lacks nothing."""
+        if self._has_stale:
+            slots_T, size = paged.slots_T.cpu().numpy(), self.cache.block_size
+            self._stale_N[slots_T[slots_T % size == 0] // size] = False
+            self._has_stale = bool(self._stale_N.any())
+
+    def _copy(self, copies: list[tuple[int, int]]) -> None:
+        self.cache.copy_blocks(copies)
+        for source, target in copies if self._has_stale else ():
+            self._stale_N[target] = self._stale_N[source]
+
+    def _lacks_keys(self, seq: Sequence) -> bool:
+        if not self._has_stale:
+            return False
+        computed = -(-seq.computed // self.cache.block_size)
+        return bool(self._stale_N[seq.block_table[:computed]].any())
 
     def _follow_forks(self, forks: list[Fork], hidden_FD: Tensor) -> Tensor:
         ids = [fork.seq.token_ids[fork.position + 1] for fork in forks]

@@ -11,6 +11,7 @@ from typing import Literal, cast, get_args
 
 from mull.engine.lookup import PromptLookup
 from mull.engine.mtp import Guesses, MtpDrafter
+from mull.engine.mtp_gate import LEAST_GAIN, Choice, MtpGate
 from mull.engine.scheduler import Chunk, Scheduler
 from mull.engine.sequence import Sequence
 from mull.engine.step_costs import StepCosts
@@ -22,10 +23,6 @@ Mode = Literal["auto", "off", "ngram", "mtp"]
 MAX_DRAFT = 15
 # Guesses less likely than this are not worth a look.
 _LEAST_CHANCE = 0.1
-# What a draft must promise: the estimates err, and a loss weighs more than a small gain.
-_LEAST_GAIN = 1.05
-# Every so many steps MTP guesses without hope of gain, so as to see when it would pay again.
-_PROBE_EVERY = 64
 
 
 class Speculation:
@@ -41,14 +38,13 @@ class Speculation:
         self.mode = mode
         self.drafter = drafter
         self.costs = StepCosts()
+        self.gate = MtpGate()
         self.new_lookup = PromptLookup
         self.drafted = 0
         self.accepted = 0
         self._blocks = scheduler.blocks
         self._max_rows = scheduler.max_batch_tokens
         self.is_decode = False
-        self._is_probe = False
-        self._steps = 0
         self._lookups: dict[Sequence, PromptLookup] = {}
 
     def propose(self, chunks: list[Chunk], tokens_left: Callable[[Sequence], int]) -> None:
@@ -62,28 +58,12 @@ class Speculation:
         for i, length in self._best(guesses(chunks, tokens_left), rows, ends).items():
             self._extend(chunks[i], length)
 
-    def wants_guesses(self, ends: int) -> bool:
-        """Whether the drafter should guess now for so many sequences that will draw next.
-
-        It has to be asked before it is known how sure it will be: by how sure it mostly is.
-        """
-        if self.drafter is None or self.mode == "off" or not ends:
-            return False
-        self._steps += 1
-        self._is_probe = self._steps % _PROBE_EVERY == 0
-        if self._is_probe:
-            return True
-        plain = self.costs.cost(ends)
-        least = _LEAST_GAIN * ends / (plain + self.costs.extra("fill"))
-        cost = plain + self.costs.extra("fill") + self.costs.extra("guess")
-        dearer = self.costs.cost(2 * ends) - plain
-        expected = float(ends)
-        for share, rate in self.drafter.rates.profile():
-            expected += ends * share * rate
-            cost += share * dearer
-            if expected >= least * cost:
-                return True
-        return False
+    def after_step(self, ends: int) -> Choice:
+        """What the drafter does after a step in which so many sequences have drawn."""
+        assert self.drafter is not None
+        if self.mode == "off":
+            return "sleep"
+        return self.gate.choose(ends, self.costs, self.drafter.rates, is_decode=self.is_decode)
 
     def learn(self, chunks: list[Chunk], seconds: float) -> None:
         """What the step took for which drafts were last proposed."""
@@ -152,9 +132,9 @@ class Speculation:
             dearer = (cost + self.costs.extra("deepen")) / cost_now
             if not more or rows + len(growing) > self._max_rows:
                 return
-            if expected + more <= expected * dearer and not self._is_probe:
+            if expected + more <= expected * dearer and not self.gate.is_probe:
                 return
-            self._is_probe = False
+            self.gate.is_probe = False
             growing = [i for i in growing if self._take_room(chunks[i], depth)]
             if not growing:
                 return
@@ -165,7 +145,7 @@ class Speculation:
 
     def _could_pay(self, rows: int, ends: int) -> bool:
         """Whether sure guesses would: if not, nobody need be asked for any."""
-        rate = _LEAST_GAIN * ends / self.costs.cost(rows)
+        rate = LEAST_GAIN * ends / self.costs.cost(rows)
         return any(
             rows + more <= self._max_rows and (ends + more) / self.costs.cost(rows + more) >= rate
             for more in (ends, 4 * ends, MAX_DRAFT * ends)
@@ -174,7 +154,7 @@ class Speculation:
     def _best(self, guesses: list[tuple[float, int]], rows: int, ends: int) -> dict[int, int]:
         """Length of the draft by chunk: the likeliest guesses, as many as bring most tokens a
         second."""
-        best, best_count, expected = _LEAST_GAIN * ends / self.costs.cost(rows), 0, float(ends)
+        best, best_count, expected = LEAST_GAIN * ends / self.costs.cost(rows), 0, float(ends)
         # Stable, and chances fall along a draft: each guess comes after those it builds on.
         guesses = sorted(guesses, key=lambda guess: -guess[0])[: self._max_rows - rows]
         for count, (chance, _) in enumerate(guesses, 1):

@@ -11,8 +11,8 @@ _SIZES = [*range(1, 17), *(round(2 ** (n / 3)) for n in range(13, 31))]
 # Reading the weights costs as much as computing this many rows: a guess, until steps are seen.
 _ROWS_FOR_THE_WEIGHTS = 6.0
 _LEAST_WEIGHT = 0.05
-# Of what was measured before, in what a step does besides.
-_EXTRA_WEIGHT = 0.1
+# What a step does besides: more than was known may be chance or a first call, less is believed.
+_WEIGHT_OF_MORE, _WEIGHT_OF_LESS = 0.05, 0.5
 # An entry not used for so many steps is open to surprise again.
 _FORGET_AFTER = 500
 
@@ -64,7 +64,8 @@ class StepCosts:
             return  # no step seen to compare it with
         cost = seconds / self._common
         known = self._extras.setdefault(what, cost)
-        self._extras[what] = known + _EXTRA_WEIGHT * (min(max(cost, known / 2), 2 * known) - known)
+        weight = _WEIGHT_OF_MORE if cost > known else _WEIGHT_OF_LESS
+        self._extras[what] = known + weight * (min(cost, 2 * known) - known)
 
     def _find_nearest(self) -> None:
         for entry, last in enumerate(self._last_used):
