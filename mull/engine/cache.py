@@ -5,8 +5,10 @@ N blocks · S slots of a block · G key heads · d head width · c latent width
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 from contextlib import suppress
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -64,6 +66,15 @@ class PagedCache:
             self.keys = list(self.data[:layers])
             self.values = list(self.data[layers:])
 
+    @cached_property
+    def key_pointers(self) -> ctypes.Array[ctypes.c_void_p]:
+        """Addresses of every layer's keys, as native code reads them."""
+        return _addresses(self.keys)
+
+    @cached_property
+    def value_pointers(self) -> ctypes.Array[ctypes.c_void_p]:
+        return _addresses(self.values)
+
     @property
     def bytes(self) -> int:
         return self.data.numel() * self.data.element_size()
@@ -105,6 +116,10 @@ def choose_num_blocks(
             f"({block_bytes} bytes each): give the cache more"
         )
     return num_blocks
+
+
+def _addresses(tensors: list[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(tensors))(*(tensor.data_ptr() for tensor in tensors))
 
 
 def _check_int8(config: ModelConfig, block_size: int) -> None:

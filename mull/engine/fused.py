@@ -126,13 +126,10 @@ class FusedLayers(nn.Module):
         cache = seqs.cache
         if cache.dtype not in library.CACHE_KINDS:
             raise KernelError(f"the native cache is float32, bfloat16 or int8, not {cache.dtype}")
-        pointers = ctypes.c_void_p * len(cache.keys)
-        keys = pointers(*(key.data_ptr() for key in cache.keys))
-        values = pointers(*(value.data_ptr() for value in cache.values))
         tables = (seqs.block_table_BM, seqs.query_starts_B1, seqs.context_B)
         step.slots = seqs.slots_T.data_ptr()
-        step.key_cache = ctypes.cast(keys, ctypes.c_void_p)
-        step.value_cache = ctypes.cast(values, ctypes.c_void_p)
+        step.key_cache = ctypes.addressof(cache.key_pointers)
+        step.value_cache = ctypes.addressof(cache.value_pointers)
         step.paging = paging(*tables, cache_NS=cache.keys[0])
         step.cache_kind = library.CACHE_KINDS[cache.dtype]
         library.check(

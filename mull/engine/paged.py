@@ -74,9 +74,15 @@ class PagedSequences:
         counts = [chunk.rows for chunk in chunks]
         self.is_decode = sum(counts) == batch
         if self.is_decode:
+            # In Python: a few numbers for each sequence cost less than a dozen calls of numpy.
             ids_T = np.array([chunk.seq.token_ids[chunk.start] for chunk in chunks])
-            starts_B1 = np.arange(batch + 1)
-            row_T, positions_T, context_B = starts_B1[:-1], starts_B, starts_B + 1
+            places = [(chunk.seq.block_table, chunk.start) for chunk in chunks]
+            slots_T = np.array(
+                [table[start // size] * size + start % size for table, start in places],
+                dtype=np.int32,
+            )
+            starts_B1 = np.arange(batch + 1, dtype=np.int32)
+            positions_T, context_B = starts_B, starts_B + 1
         else:
             counts_B = np.array(counts)
             ids_T = np.array([token for chunk in chunks for token in chunk.tokens])
@@ -85,7 +91,7 @@ class PagedSequences:
             row_T = np.repeat(np.arange(batch), counts_B)
             positions_T = np.arange(len(ids_T)) + (starts_B - starts_B1[:-1])[row_T]
             context_B = starts_B + counts_B
-        slots_T = table_BM[row_T, positions_T // size] * size + positions_T % size
+            slots_T = table_BM[row_T, positions_T // size] * size + positions_T % size
         self._to_device([ids_T, positions_T], [slots_T, starts_B1, context_B], table_BM)
 
     @classmethod

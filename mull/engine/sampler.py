@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence as Rows
 from hashlib import blake2b
+from math import isfinite
 from struct import pack
 
 import numpy as np
@@ -54,7 +55,7 @@ def choose(logits_BV: Tensor, seqs: Rows[Sequence], drafted: Rows[Rows[int]]) ->
     drawn = [i for i, seq in enumerate(seqs) if not seq.sampling.is_greedy]
     if len(drawn) == len(seqs):
         return draw(logits_BV, seqs, drafted)
-    tokens: list[int] = greedy(logits_BV).tolist()
+    tokens = greedy(logits_BV)
     if drawn:
         rows = draw(logits_BV[drawn], [seqs[i] for i in drawn], [drafted[i] for i in drawn])
         for i, token in zip(drawn, rows, strict=True):
@@ -62,21 +63,23 @@ def choose(logits_BV: Tensor, seqs: Rows[Sequence], drafted: Rows[Rows[int]]) ->
     return tokens
 
 
-def greedy(logits_BV: Tensor) -> Tensor:
+def greedy(logits_BV: Tensor) -> list[int]:
     """Id of each row's largest logit, the lowest id of equal ones."""
-    rows_B = torch.arange(len(logits_BV), device=logits_BV.device)
     if logits_BV.device.type == "cpu":
         # torch's argmax over long rows uses no vector instructions, numpy's does.
-        best_B = torch.from_numpy(logits_BV.numpy().argmax(axis=1))
+        rows_BV = logits_BV.numpy()
+        ids: list[int] = rows_BV.argmax(axis=1).tolist()
+        best = [float(rows_BV[row, token]) for row, token in enumerate(ids)]
     else:
-        best_B = logits_BV.argmax(-1)
-    _refuse_damage(logits_BV[rows_B, best_B])
-    return best_B
+        best_B, ids_B = logits_BV.max(-1)
+        best, ids = best_B.tolist(), ids_B.tolist()
+    _refuse_damage(best)
+    return ids
 
 
-def _refuse_damage(best: Tensor) -> None:
+def _refuse_damage(best: list[float]) -> None:
     """The rows' largest logits: a NaN anywhere in a row shows in them."""
-    if not torch.isfinite(best).all():
+    if not all(map(isfinite, best)):
         raise ModelError(
             "the model computed a logit that is no finite number: its weights are damaged "
             "(mull pull NAME checks and mends them), or its numbers need --precision fp32"
@@ -181,7 +184,7 @@ def _weights(logits_BV: Tensor, inverse_temperature_B1: Tensor) -> tuple[Tensor,
     """
     batch, vocabulary = logits_BV.shape
     best_B1 = logits_BV.amax(-1, keepdim=True)
-    _refuse_damage(best_B1)
+    _refuse_damage(best_B1.flatten().tolist())
     padded = -(-vocabulary // BLOCK) * BLOCK
     weights_BV = logits_BV.new_zeros(batch, padded)
     live = weights_BV[:, :vocabulary]

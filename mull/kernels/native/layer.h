@@ -23,9 +23,9 @@ static void norm_row(const float* x, const float* weight, float eps, int64_t wid
                      int32_t form) {
   const float factor = norm_factor(x, eps, width);
   if (form == kPlain) return scale_by(x, weight, factor, width, static_cast<float*>(y));
-  float part[kGroup];
-  for (int64_t i = 0; i < width; i += kGroup) {
-    const int64_t count = low(kGroup, width - i);
+  float part[4 * kGroup];
+  for (int64_t i = 0; i < width; i += 4 * kGroup) {
+    const int64_t count = low(4 * kGroup, width - i);
     scale_by(x + i, weight + i, factor, count, part);
     store_span(part, i, count, y, form);
   }

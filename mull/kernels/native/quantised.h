@@ -78,11 +78,77 @@ MULL_INLINE void quantise_group(const float* x, Group* group) {
   group->start = static_cast<int32_t>(kStartBits - 128 * total);
 }
 
+#if MULL_VECTOR_BYTES == 64
+// Each of four vectors folded to one number.
+template <class Fold>
+MULL_INLINE __m128i fold_four(const __m512i (&v)[4], const Fold& fold) {
+  const __m512i a = fold(_mm512_unpacklo_epi32(v[0], v[1]), _mm512_unpackhi_epi32(v[0], v[1]));
+  const __m512i b = fold(_mm512_unpacklo_epi32(v[2], v[3]), _mm512_unpackhi_epi32(v[2], v[3]));
+  __m512i all = fold(_mm512_unpacklo_epi64(a, b), _mm512_unpackhi_epi64(a, b));
+  all = fold(all, _mm512_shuffle_i64x2(all, all, 0x4e));
+  all = fold(all, _mm512_shuffle_i64x2(all, all, 0xb1));
+  return _mm512_castsi512_si128(all);
+}
+
+// `quantise_group` of N groups (2 or 4) after each other, to the same bits: what is done once a
+// group (folds, a division, scales) is done for all at a time.
+template <int N>
+MULL_INLINE void quantise_groups(const float* x, Group* groups) {
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  __m512 v[N][2];
+  __m512i largest[4], sums[4];
+#pragma GCC unroll 4
+  for (int g = 0; g < N; ++g) {
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) v[g][j] = _mm512_loadu_ps(x + g * kGroup + j * 16);
+    largest[g] = _mm512_max_epi32(_mm512_and_si512(_mm512_castps_si512(v[g][0]), magnitude),
+                                  _mm512_and_si512(_mm512_castps_si512(v[g][1]), magnitude));
+  }
+  for (int g = N; g < 4; ++g) largest[g] = largest[g - N];
+  const __m128 top = _mm_castsi128_ps(
+      fold_four(largest, [](__m512i a, __m512i b) { return _mm512_max_epi32(a, b); }));
+  const __m128 zero = _mm_setzero_ps();
+  const __mmask8 some = _mm_cmp_ps_mask(top, zero, _CMP_GT_OQ);
+  const __m128 inverse = _mm_maskz_div_ps(some, _mm_set1_ps(127.0f), top);
+#pragma GCC unroll 4
+  for (int g = 0; g < N; ++g) {
+    const __m512 factor = _mm512_broadcastss_ps(
+        _mm_castsi128_ps(_mm_shuffle_epi32(_mm_castps_si128(inverse), 0x55 * g)));
+    __m512i whole[2];
+#pragma GCC unroll 2
+    for (int j = 0; j < 2; ++j) {
+      whole[j] = _mm512_cvtps_epi32(_mm512_mul_ps(v[g][j], factor));
+      store_bytes(groups[g].values + j * 16, (vi)whole[j]);
+    }
+    sums[g] = _mm512_add_epi32(whole[0], whole[1]);
+  }
+  for (int g = N; g < 4; ++g) sums[g] = sums[g - N];
+  const __m128i total =
+      fold_four(sums, [](__m512i a, __m512i b) { return _mm512_add_epi32(a, b); });
+  __m128 scale = _mm_mul_ps(top, _mm_set1_ps(1.0f / 127.0f));
+  const __mmask8 finite = _mm_cmp_ps_mask(_mm_sub_ps(scale, scale), zero, _CMP_EQ_OQ);
+  const __m128i bits = _mm_castps_si128(scale);
+  scale = _mm_castsi128_ps(_mm_mask_and_epi32(
+      bits, finite, _mm_add_epi32(bits, _mm_set1_epi32(0x80)), _mm_set1_epi32(~0xff)));
+  const __m128 start_scale = _mm_mul_ps(_mm_set1_ps(-kStart), scale);
+  const __m128 weighted = _mm_mul_ps(scale, _mm_cvtepi32_ps(total));
+  const __m128i start = _mm_sub_epi32(_mm_set1_epi32(kStartBits), _mm_slli_epi32(total, 7));
+  __m128 rows[4] = {scale, start_scale, weighted, _mm_castsi128_ps(start)};
+  _MM_TRANSPOSE4_PS(rows[0], rows[1], rows[2], rows[3]);
+#pragma GCC unroll 4
+  for (int g = 0; g < N; ++g) _mm_storeu_ps(&groups[g].scale, rows[g]);
+}
+#endif
+
 // Values [first, first + count) of a row, `first` a multiple of 32; the last group is filled up
 // with zeros.
 static void quantise_span(const float* x, int64_t first, int64_t count, void* row) {
   Group* group = static_cast<Group*>(row) + first / kGroup;
   int64_t i = 0;
+#if MULL_VECTOR_BYTES == 64
+  for (; i + 4 * kGroup <= count; i += 4 * kGroup, group += 4) quantise_groups<4>(x + i, group);
+  for (; i + 2 * kGroup <= count; i += 2 * kGroup, group += 2) quantise_groups<2>(x + i, group);
+#endif
   for (; i + kGroup <= count; i += kGroup) quantise_group(x + i, group++);
   if (i == count) return;
   float rest[kGroup] = {};
