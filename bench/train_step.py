@@ -28,7 +28,7 @@ from mull.train.recipe import Optimiser
 from mull.train.step import Learner, StepReport
 
 
-def nano_config(width: int, layers: int) -> ModelConfig:
+def nano_config(width: int, layers: int, experts: int, chosen: int) -> ModelConfig:
     return ModelConfig.from_dict(
         {
             "model_type": "deepseek_v3",
@@ -43,12 +43,12 @@ def nano_config(width: int, layers: int) -> ModelConfig:
             "qk_nope_head_dim": 32,
             "qk_rope_head_dim": 16,
             "v_head_dim": 32,
-            "n_routed_experts": 8,
-            "num_experts_per_tok": 2,
+            "n_routed_experts": experts,
+            "num_experts_per_tok": chosen,
             "n_shared_experts": 1,
             "n_group": 1,
             "topk_group": 1,
-            "moe_intermediate_size": width,
+            "moe_intermediate_size": 2 * width // chosen,
             "first_k_dense_replace": 1,
             "max_position_embeddings": 1024,
         }
@@ -109,12 +109,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--layers", type=int, default=5)
+    parser.add_argument("--experts", type=int, default=8, help="of a layer")
+    parser.add_argument("--chosen", type=int, default=2, help="experts of a token")
     parser.add_argument("--tokens", type=int, default=8192, help="of a step")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     torch.manual_seed(0)
-    model = CausalLM(nano_config(args.width, args.layers))
+    model = CausalLM(nano_config(args.width, args.layers, args.experts, args.chosen))
     model.init_weights()
     batch = examples(args.tokens, 512, seed=1)
     contenders: dict[str, Callable[[], object]] = {

@@ -3,9 +3,12 @@
 T tokens (packed, no padding) · D model · F hidden width
 """
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
 class RMSNorm(nn.Module):
@@ -24,9 +27,41 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        wide = x.float()
-        scaled = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * scaled.to(x.dtype)
+        kind, dtype = x.device.type, torch.promote_types(x.dtype, self.weight.dtype)
+        if torch.is_autocast_enabled(kind):
+            # What comes next is a product in that type: cast once, not by each of them.
+            dtype = torch.get_autocast_dtype(kind)
+        normed: Tensor = _RmsNorm.apply(x, self.weight, self.eps, dtype)
+        return normed
+
+
+class _RmsNorm(torch.autograd.Function):
+    """Differentiated by hand: autograd would keep and revisit four intermediate results."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float, dtype: torch.dtype) -> Tensor:
+        wide = x if x.dtype == torch.float64 else x.float()
+        inverse = torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, weight_D, inverse)
+        return ((wide * inverse).to(x.dtype) * weight_D).to(dtype)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
+        """With r = 1 / rms: the input's is r g w - r^3 mean(g w x) x, the weight's the sum of g x r."""
+        x, weight_D, inverse = ctx.saved_tensors
+        width = x.shape[-1]
+        wide_TD, inverse_T1 = x.reshape(-1, width).to(inverse.dtype), inverse.view(-1, 1)
+        upstream_TD = upstream.reshape(-1, width).to(inverse.dtype)
+        product_TD = upstream_TD * wide_TD
+        of_weight_D = None
+        if ctx.needs_input_grad[1]:
+            of_weight_D = torch.mv(product_TD.T, inverse_T1[:, 0]).to(weight_D.dtype)
+        wide_weight_D = weight_D.to(inverse.dtype)
+        share_T1 = torch.mv(product_TD, wide_weight_D)[:, None] * inverse_T1.pow(3) / -width
+        of_x_TD = torch.mul(upstream_TD, wide_weight_D, out=product_TD).mul_(inverse_T1)
+        of_x = of_x_TD.addcmul_(wide_TD, share_T1).view(x.shape).to(x.dtype)
+        return of_x, of_weight_D, None, None
 
 
 class GatedMLP(nn.Module):

@@ -25,6 +25,7 @@ from mull.model import CausalLM, PackedSequences
 from mull.train.batch import Batch
 from mull.train.flops import step_flops
 from mull.train.logprobs import token_logprobs, token_statistics
+from mull.train.memory import keep_freed_memory
 from mull.train.objective import Objective, Prediction, Totals
 from mull.train.optimiser import Updater
 from mull.train.recipe import Optimiser
@@ -79,6 +80,7 @@ class Learner:
         balance: Balance | None = None,
         temperature: float = 1.0,
     ) -> None:
+        keep_freed_memory()
         self.model, self.spec = model, spec
         self.precision, self.temperature = precision, temperature
         self.mtp_weight = mtp_weight if len(model.mtp) else 0.0
