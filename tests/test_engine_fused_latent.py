@@ -170,6 +170,8 @@ class QuantisedActivations(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is F.linear and args[1].data_ptr() not in self._routers:
             args = (quantised_activations(args[0]), *args[1:])
+        elif func is torch.mm:  # of an expert
+            args = (quantised_activations(args[0]), args[1])
         elif func is torch.einsum:
             args = (args[0], quantised_activations(args[1]), args[2])
         return func(*args, **(kwargs or {}))

@@ -191,7 +191,9 @@ def test_logits_equal_transformers_at_every_position(case: str, seed: int) -> No
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.startswith("v")])
 def test_absorbed_attention_equals_transformers_at_every_position(case: str) -> None:
-    _, ours, ids_T, expected_TV = both(case, 0)
+    # Not seed 0: there "v3" has two groups of experts at one position that tie to the last bit of
+    # float32, so that the order of additions, which absorbing changes, decides the route.
+    _, ours, ids_T, expected_TV = both(case, 1)
     assert worst(our_logits(ours, ids_T, absorb=True), expected_TV) < TOLERANCE
 
 

@@ -48,7 +48,7 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor | None, None, None]:
-        """With r = 1 / rms: the input's is r g w - r^3 mean(g w x) x, the weight's the sum of g x r."""
+        """r = 1 / rms: r g w - r^3 mean(g w x) x for the input, sum of g x r for the weight."""
         x, weight_D, inverse = ctx.saved_tensors
         width = x.shape[-1]
         wide_TD, inverse_T1 = x.reshape(-1, width).to(inverse.dtype), inverse.view(-1, 1)
