@@ -41,5 +41,9 @@ class TrainError(MullError):
     """Training that cannot go on: damaged checkpoint, changed recipe, NaN loss, full disk."""
 
 
+class TrainFailedError(TrainError):
+    """Training that ended midway (NaN loss, full disk); its last whole checkpoint is kept."""
+
+
 class KernelError(MullError):
     """A kernel was asked for that this machine or build does not have."""

@@ -24,9 +24,9 @@ from mull.cli.models import models
 from mull.cli.pull import pull
 from mull.cli.rm import rm
 from mull.cli.show import show
-from mull.cli.train import train
 from mull.cli.terminal import one_line
-from mull.errors import MullError
+from mull.cli.train import train
+from mull.errors import MullError, TrainFailedError
 
 app = typer.Typer(
     name="mull",
@@ -85,7 +85,8 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _complain(_usage_message(error), code=2)
     except MullError as error:
         # The rooms' own classes speak of what they were given; the bare one of work that failed.
-        return _complain(str(error), code=1 if type(error) is MullError else 2)
+        has_failed = type(error) is MullError or isinstance(error, TrainFailedError)
+        return _complain(str(error), code=1 if has_failed else 2)
     except BrokenPipeError:
         # The reader left (`mull models | head -1`); keep Python's exit from saying so.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 
 from mull import weights
-from mull.errors import RecipeError
+from mull.errors import RecipeError, TrainError
 from mull.model import CausalLM, ModelConfig
 from mull.text import ChatTemplate, Tokenizer, hf_tokenizer_files
 from mull.train.data.sources import sample_texts
-from mull.train.data.tokenizer import train_tokenizer, write_tokenizer
+from mull.train.data.tokenizer import SAMPLE_CHARACTERS, train_tokenizer, write_tokenizer
 from mull.train.data.writer import TraceWriter
 from mull.train.lora import inject, merged_state
 from mull.train.problems import Tasks
@@ -30,6 +30,8 @@ from mull.train.sizes import fresh_config
 from mull.weights.save import TOKENIZER_FILES
 
 OWN = "model"  # the recipe's own model, among the names of stages
+# A tokenizer is made from this much text; a few hundred tokens are found in a few pages.
+_CHARACTERS_PER_TOKEN = 2000
 
 
 @dataclass(frozen=True)
@@ -125,8 +127,13 @@ class Models:
             return self._base_tokenizer(base, OWN)
         folder = self._folder / "tokenizer"
         if not folder.is_dir():
-            texts = sample_texts(self._recipe, self._tasks.by_name)
-            write_tokenizer(train_tokenizer(texts, spec), folder)
+            most = min(SAMPLE_CHARACTERS, spec.vocabulary * _CHARACTERS_PER_TOKEN)
+            texts = sample_texts(self._recipe, self._tasks.by_name, most)
+            try:
+                files = train_tokenizer(texts, spec)
+            except TrainError as error:
+                raise RecipeError(f"tokenizer: {error}") from None
+            write_tokenizer(files, folder)
         return folder
 
     def _base_tokenizer(self, base: str, name: str) -> Path:

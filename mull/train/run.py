@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from mull.errors import MullError, TrainError
+from mull.errors import MullError, TrainError, TrainFailedError, WeightsError
 from mull.tasks import VerifierPool
 from mull.train import models as run_models
 from mull.train.bill import Bill, Budget
@@ -80,8 +80,10 @@ def run_recipe(
         with session.page, _signals(session):
             try:
                 return _run(session, checkpoint)
+            except (TrainError, WeightsError) as error:
+                raise _failed(session, error) from error
             except MullError as error:
-                _fail(session, error)
+                _note_failure(session, str(error))
                 raise
             finally:
                 session.metrics.close()
@@ -176,12 +178,23 @@ def _stop(session: Session, reason: str) -> Ending:
     return Ending(reason, session.folder.path, final)
 
 
-def _fail(session: Session, error: MullError) -> None:
-    """The run ends by an error: says so where it is looked for; never hides the error itself."""
+def _failed(session: Session, error: MullError) -> TrainFailedError:
+    """What went wrong, in which stage, and what there is to go on from."""
+    where = session.keeper.stage.name if session.keeper is not None else "start"
+    names = sorted(path.name for path in (session.folder.path / "checkpoints").glob("[0-9]*"))
+    kept = f"the last whole checkpoint is {names[-1]}" if names else "no checkpoint was written yet"
+    message = f"stage {where}: {error}"
+    if "last whole" not in message:
+        message += f"; {kept}"
+    _note_failure(session, message)
+    return TrainFailedError(message)
+
+
+def _note_failure(session: Session, message: str) -> None:
+    """Says so where it is looked for; never hides the error itself."""
     try:
         session.bill.stop()
-        where = session.keeper.stage.name if session.keeper is not None else None
-        _conclude(session, "failed", error=str(error), stage=where)
+        _conclude(session, "failed", error=message)
     except MullError as another:
         _log.warning("%s", another)
 

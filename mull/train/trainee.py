@@ -15,9 +15,9 @@ from mull.train.session import Session, part_of, prefixed
 from mull.train.state import Checkpoint
 from mull.train.step import Learner
 
-_PRETRAIN_BALANCE = Balance()
-# The routers of a policy stand still but for its own gradient, so that replayed choices stay apt.
-_RL_BALANCE = Balance(rate=0.0)
+# The routers of a policy stand still but for its own gradient, so that replayed choices stay apt;
+# those of a model with adapters are not trained at all.
+_STILL = Balance(rate=0.0)
 
 
 class Trainee:
@@ -36,7 +36,8 @@ class Trainee:
         self.model = self.opened.model
         self.writer = self.opened.writer
         refuse_vocabulary(self.model, self.writer)
-        is_learning = isinstance(stage, LearnStage)
+        self.has_adapters = any(adapters(self.model))
+        is_balanced = isinstance(stage, LearnStage) and not self.has_adapters
         self.learner = Learner(
             self.model,
             stage.optimiser,
@@ -44,10 +45,9 @@ class Trainee:
             precision=stage.precision,
             checkpointing=stage.checkpointing,
             mtp_weight=stage.mtp_weight if isinstance(stage, LearnStage) else 0.0,
-            balance=_PRETRAIN_BALANCE if is_learning else _RL_BALANCE,
+            balance=Balance() if is_balanced else _STILL,
             temperature=temperature,
         )
-        self.has_adapters = any(adapters(self.model))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Live tensors: save them before the next step."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor
@@ -138,7 +139,7 @@ def _record(
         session.metrics.evaluation(
             name,
             task,
-            family,
+            shown_family(family),
             problems=len(some),
             k=stage.k,
             pass_at_1=mean,
@@ -150,6 +151,11 @@ def _record(
             ood=is_out_of_distribution(family, levels.get(family), trained),
             levels=_by_level(some),
         )
+
+
+def shown_family(family: str) -> str:
+    """A task of one's own is called after its file, wherever that lies."""
+    return Path(family).stem if family.endswith((".py", ".jsonl")) else family
 
 
 def trained_levels(session: Session) -> dict[str, tuple[int, int] | None]:

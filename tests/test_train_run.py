@@ -1,0 +1,303 @@
+"""Running a recipe: every stage leaves its result, and any stop can be gone on from."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from mull_command import MULL, run_mull
+from train_run_parts import (
+    RECIPE,
+    fingerprint,
+    kill,
+    start,
+    tiny,
+    wait_for_records,
+    write_recipe,
+)
+
+import mull
+from mull.errors import RecipeError, TrainError, TrainFailedError
+from mull.train.run import run_recipe
+from mull.train.run_folder import comparable, read_manifest
+
+STAGES = ("base", "zero", "kept", "r1", "student", "scores")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole run, never stopped."""
+    folder = tmp_path_factory.mktemp("run")
+    ending = run_recipe(tiny(folder), folder / "out")
+    assert ending.status == "done"
+    return folder / "out"
+
+
+def records(out: Path, kind: str) -> list[dict]:
+    return [each for each in comparable(out / "metrics.jsonl") if each["kind"] == kind]
+
+
+def test_every_stage_leaves_what_it_made(finished: Path) -> None:
+    assert [record["stage"] for record in records(finished, "stage_end")] == list(STAGES)
+    for stage in ("base", "zero", "r1", "student"):
+        assert (finished / "stages" / stage / "model.safetensors").is_file()
+    kept = (finished / "kept" / "kept.jsonl").read_text().splitlines()
+    assert kept
+    assert {"question", "thinking", "answer", "ids"} <= set(json.loads(kept[0]))
+    manifest = read_manifest(finished)
+    assert manifest["status"] == "done"
+    assert manifest["done"] == list(STAGES)
+    assert manifest["bill"]["total"]["tokens_trained"] > 0
+    assert "Before and after" in (finished / "report.html").read_text()
+
+
+def test_the_result_is_a_model_that_answers(finished: Path) -> None:
+    with mull.load(str(finished / "stages" / "base"), precision="fp32") as llm:
+        answer = llm.generate("12345?", temperature=0.0, max_tokens=16)
+    assert answer.thinking
+    assert answer.text in ("odd", "even")
+    last = (finished / "stages" / "student" / "model.safetensors").read_bytes()
+    assert (finished / "final" / "model.safetensors").read_bytes() == last
+
+
+def test_reinforcement_measures_what_people_ask_for(finished: Path) -> None:
+    steps = [record for record in records(finished, "step") if record["stage"] == "zero"]
+    assert [record["step"] for record in steps] == [1, 2, 3]
+    assert [record["values"]["age"] for record in steps] == [0, 2, 2]  # staleness 1, 2 minibatches
+    names = {"reward", "pass_at_1", "length", "dead_groups", "entropy", "gap", "kl", "truncated"}
+    for record in steps:
+        assert names <= set(record["values"])
+        assert all(math.isfinite(record["values"][name]) for name in names)
+    assert steps[0]["values"]["gap"] < 1e-5  # made with the very weights that learn from it
+
+
+def test_evaluation_says_how_sure_it_is(finished: Path) -> None:
+    scores = records(finished, "eval")
+    assert [score["stage"] for score in scores] == ["base", "student"]
+    for score in scores:
+        assert score["problems"] == 12
+        assert not score["ood"]
+        assert 0 <= score["pass_at_1"] <= 1
+    asked = [s for s in comparable(finished / "samples.jsonl") if s["step"] == 0]
+    by_stage = {
+        name: [s["question"] for s in asked if s["stage"] == name] for name in ("base", "student")
+    }
+    assert len(by_stage["base"]) == 6
+    assert by_stage["base"] == by_stage["student"]
+
+
+def test_a_finished_run_resumed_stays_as_it_is(finished: Path, tmp_path: Path) -> None:
+    before = fingerprint(finished)
+    assert run_recipe(tiny(tmp_path.parent / finished.parent.name), finished, resume=True)
+    assert fingerprint(finished) == before
+
+
+@pytest.mark.slow
+def test_killed_anywhere_and_resumed_it_ends_in_the_same_bits(
+    finished: Path, tmp_path: Path
+) -> None:
+    recipe, out = write_recipe(tmp_path), tmp_path / "out"
+    # After so many records: in pretraining, in rl, at a stage's end, in distilling, evaluating.
+    for count in (7, 40, 64, 70, 79):
+        process = start(recipe, out, *(["--resume"] if out.exists() else []))
+        wait_for_records(out, count, process)
+        kill(process)
+    process = start(recipe, out, "--resume")
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert read_manifest(out)["status"] == "done"
+    assert fingerprint(out) == fingerprint(finished)
+    assert read_manifest(out)["bill"]["total"]["repeated_seconds"] > 0
+
+
+def test_a_signal_stops_it_with_the_state_saved(finished: Path, tmp_path: Path) -> None:
+    recipe, out = write_recipe(tmp_path), tmp_path / "out"
+    process = start(recipe, out)
+    wait_for_records(out, 20, process)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130, said
+    assert "--resume" in said
+    assert read_manifest(out)["status"] == "interrupted"
+    done = len(records(out, "step"))
+    assert list(out.glob(f"checkpoints/*-base-{done}"))  # at the very step
+    assert run_recipe(tiny(tmp_path), out, resume=True).status == "done"
+    assert fingerprint(out) == fingerprint(finished)
+
+
+def test_a_spent_budget_ends_cleanly_and_more_of_it_goes_on(tmp_path: Path) -> None:
+    out, recipe = tmp_path / "out", tiny(tmp_path, "stages.base.steps=500")
+    assert run_recipe(recipe, out, budget="0.01s").status == "budget"  # before the first step
+    seen = [0]
+    while len(seen) < 3:
+        spent = read_manifest(out)["bill"]["total"]["seconds"]
+        ending = run_recipe(recipe, out, resume=True, budget=f"{spent + 0.5:.2f}s")
+        assert ending.status == "budget"
+        if (steps := len(records(out, "step"))) > seen[-1]:
+            assert (out / "final" / "model.safetensors").is_file()
+            last = [record["step"] for record in records(out, "step")][-1]
+            assert list(out.glob(f"checkpoints/*-base-{last}"))
+            seen.append(steps)
+    assert read_manifest(out)["bill"]["total"]["repeated_seconds"] == 0
+
+
+def test_a_stage_of_its_own_budget_ends_early_and_the_next_goes_on(tmp_path: Path) -> None:
+    changes = ("stages.base.budget=0.05s", "stages.zero.budget=0.05s", "stages.base.steps=900")
+    recipe = tiny(tmp_path, *changes)
+    recipe = recipe.model_copy(update={"stages": recipe.stages[:2]})
+    assert run_recipe(recipe, tmp_path / "out").status == "done"
+    ends = records(tmp_path / "out", "stage_end")
+    assert [end["stage"] for end in ends] == ["base", "zero"]
+    assert ends[0]["step"] < 900
+
+
+def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
+    changes = ("stages.base.optimiser.learning_rate=1e30", "stages.base.checkpoint_every=1")
+    with pytest.raises(TrainFailedError, match=r"stage base: step \d+: the .* is nan.*-base-1"):
+        run_recipe(tiny(tmp_path, *changes), tmp_path / "out")
+    manifest = read_manifest(tmp_path / "out")
+    assert manifest["status"] == "failed"
+    assert "stage base" in manifest["error"]
+    assert list((tmp_path / "out" / "checkpoints").glob("*-base-1"))
+
+
+def test_a_changed_recipe_is_refused_unless_allowed(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run_recipe(tiny(tmp_path), out, budget="0.2s")
+    changed = tiny(tmp_path, "stages.zero.steps=1", "stages.scores.problems=4")
+    with pytest.raises(TrainError, match=r"stages\.scores\.problems, stages\.zero\.steps"):
+        run_recipe(changed, out, resume=True)
+    ending = run_recipe(changed, out, resume=True, allow_changes=True)
+    assert ending.status == "done"
+    assert len([r for r in records(out, "step") if r["stage"] == "zero"]) == 1
+
+
+def test_a_folder_that_holds_something_is_left_alone(finished: Path, tmp_path: Path) -> None:
+    before = fingerprint(finished)
+    with pytest.raises(TrainError, match="holds a run already"):
+        run_recipe(tiny(tmp_path), finished)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "letter.txt").write_text("mine")
+    with pytest.raises(TrainError, match=r"is not empty \(letter.txt\)"):
+        run_recipe(tiny(tmp_path), tmp_path / "out")
+    with pytest.raises(TrainError, match="holds no run"):
+        run_recipe(tiny(tmp_path), tmp_path / "nothing", resume=True)
+    assert fingerprint(finished) == before
+
+
+def refused(folder: Path, text: str, *more: str) -> str:
+    """What `mull train` says to a recipe, which must be one line and exit code 2."""
+    done = run_mull("train", str(write_recipe(folder, text)), "--out", str(folder / "out"), *more)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("seed = 3", "sed = 3", "unknown key sed; did you mean 'seed'?"),
+        ("staleness = 1", "staleness = -1", "stages.zero.staleness"),
+        ('task = "parity"\nsteps', 'task = "party"\nsteps', "did you mean 'parity'?"),
+        ("depth = 2", "depth = 0", "model.depth"),
+        ('"parity.py"', '"absent.py"', "there is no such file"),
+        ("max_tokens = 16", "max_tokens = 64", "raise model.context"),
+        ("[[stages]]", "[[stages", "not valid TOML"),
+    ],
+)
+def test_a_malformed_recipe_is_refused_in_one_line(
+    tmp_path: Path, old: str, new: str, said: str
+) -> None:
+    assert old in RECIPE
+    assert said in refused(tmp_path, RECIPE.replace(old, new))
+    assert not (tmp_path / "out").exists()
+
+
+def test_bad_data_is_named_down_to_the_line(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"question": "1?", "answer": "odd"}\n{"question": "2?"}\n')
+    text = RECIPE.replace('"parity.py"', '"bad.jsonl"')
+    assert "bad.jsonl, line 2: answer must be a text" in refused(tmp_path, text)
+    (tmp_path / "chat.jsonl").write_text('{"messages": 5}\n')
+    text = RECIPE.replace(
+        'data = [{ task = "parity", forms = { chat = 0.7, worked = 0.2, guess = 0.1 } }]',
+        'data = [{ chat = ["chat.jsonl"] }]',
+    )
+    assert "chat.jsonl:1" in refused(tmp_path, text)
+
+
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:
+    recipe, out = write_recipe(tmp_path), tmp_path / "out"
+    # Room for logs and shards, not for a checkpoint of the model.
+    limited = f"ulimit -f 256; exec {MULL} train {recipe} --out {out}"
+    done = subprocess.run(
+        ["bash", "-c", limited],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 1, done.stderr
+    assert "could not be written" in done.stderr.splitlines()[-1]
+    assert "File too large" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
+    assert run_recipe(tiny(tmp_path), out, resume=True, budget="0.1s").status == "budget"
+
+
+def test_adapters_on_a_base_change_what_they_adapt_and_nothing_else(
+    finished: Path, tmp_path: Path
+) -> None:
+    base = finished / "stages" / "base"
+    layers = '["kv_b_proj", "o_proj"]'
+    text = RECIPE.replace(
+        "model = { depth = 2, context = 64 }",
+        f'model = {{ base = "{base}", lora = {{ rank = 2, layers = {layers} }} }}',
+    )
+    path = write_recipe(tmp_path, text)
+    recipe = mull_recipe(path, "stages.base.steps=4", "stages.zero.kl=0.1")
+    recipe = recipe.model_copy(update={"stages": recipe.stages[:2]})
+    out = tmp_path / "out"
+    assert run_recipe(recipe, out, budget="0.1s").status == "budget"
+    assert run_recipe(recipe, out, resume=True).status == "done"
+    before, after = weights_of(base), weights_of(out / "final")
+    assert before.keys() == after.keys()
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert all("kv_b_proj" in name or "o_proj" in name for name in changed)
+    again = tmp_path / "again"
+    run_recipe(recipe, again)
+    assert fingerprint(again)["weights"] == fingerprint(out)["weights"]
+
+
+def mull_recipe(path: Path, *changes: str):
+    from mull.train.recipe import load_recipe
+
+    return load_recipe(path, changes)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    return load_file(folder / "model.safetensors")
+
+
+def test_a_recipe_is_found_by_its_name_or_the_nearest_is_named() -> None:
+    from mull.train.shipped import find_recipe, shipped_recipes
+
+    assert "smoke" in shipped_recipes()
+    with pytest.raises(RecipeError, match="did you mean 'smoke'"):
+        find_recipe("smok")
