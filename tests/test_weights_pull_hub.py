@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -94,7 +95,9 @@ def test_a_model_that_cannot_run_here_is_warned_of_before_its_weights_come(hub: 
     }
     weights.pull(REPOSITORY, say=lambda line: said.append((line, len(hub.requests))))
     (warning,) = [each for each in said if each[0].startswith("warning")]
-    assert f"{REPOSITORY} needs 1.3 TB of memory" in warning[0]
+    # At the precision that takes least here: q4, or float32 where no native code unpacks it.
+    assert re.search(rf"{REPOSITORY} needs [\d.]+ [TG]B of memory in (q4|bf16)", warning[0])
+    assert "does not fit" in warning[0]
     assert warning[1] < len(hub.requests)
     hub.commits["e" * 40] = {**SMALL_FILES, "config.json": b'{"model_type": "gpt9"}'}
     weights.pull(f"{REPOSITORY}@{'e' * 40}", say=lambda line: said.append((line, 0)))

@@ -112,8 +112,8 @@ MULL_INLINE void quantise_groups(const float* x, Group* groups) {
   const __m128 inverse = _mm_maskz_div_ps(some, _mm_set1_ps(127.0f), top);
 #pragma GCC unroll 4
   for (int g = 0; g < N; ++g) {
-    const __m512 factor = _mm512_broadcastss_ps(
-        _mm_castsi128_ps(_mm_shuffle_epi32(_mm_castps_si128(inverse), 0x55 * g)));
+    const __m512 factor =
+        _mm512_permutexvar_ps(_mm512_set1_epi32(g), _mm512_castps128_ps512(inverse));
     __m512i whole[2];
 #pragma GCC unroll 2
     for (int j = 0; j < 2; ++j) {
