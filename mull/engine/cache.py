@@ -6,16 +6,14 @@ N blocks · S slots of a block · G key heads · d head width · c latent width
 from __future__ import annotations
 
 import ctypes
-import mmap
-from contextlib import suppress
 from functools import cached_property
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mull import kernels
 from mull.errors import KernelError, RequestError
+from mull.kernels.pages import zeros_in_huge_pages
 from mull.model.config import ModelConfig
 
 # What a default cache holds when memory allows: one long conversation, or many short ones.
@@ -135,10 +133,4 @@ def _check_int8(config: ModelConfig, block_size: int) -> None:
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    # Untouched pages: a large cache costs memory only as far as it is used. Huge ones where the
-    # system has them: the first use of every small page costs a decode step about a microsecond.
-    memory = mmap.mmap(-1, int(np.prod(shape)) * dtype.itemsize)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with suppress(OSError):  # a kernel built without them
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype).view(shape)
+    return zeros_in_huge_pages(shape, dtype)

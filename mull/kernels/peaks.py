@@ -12,6 +12,8 @@ from dataclasses import astuple, dataclass
 import psutil
 import torch
 
+from mull.kernels.pages import zeros_in_huge_pages
+
 
 @dataclass(frozen=True)
 class Peaks:
@@ -52,7 +54,9 @@ def read_bandwidth(rounds: int = 5) -> float:
     """GB/s of a dot product of two vectors, and of a matrix with a vector; the better one."""
     # Far larger than any last-level cache share, but never a burden on a small machine.
     size = min(512 * 2**20, psutil.virtual_memory().available // 8)
-    rows, vector = torch.ones(size // 4 // 8192 * 2, 4096), torch.ones(4096)
+    # In huge pages, as the weights lie: in small ones the processor waits for page tables too.
+    rows = zeros_in_huge_pages((size // 4 // 8192 * 2, 4096), torch.float32).fill_(1.0)
+    vector = torch.ones(4096)
     first, second = rows.view(2, -1)
     seconds = min(
         _best_seconds(lambda: torch.dot(first, second), rounds),
