@@ -284,7 +284,7 @@ def test_adapters_on_a_base_change_what_they_adapt_and_nothing_else(
 
 
 def mull_recipe(path: Path, *changes: str):
-    from mull.train.recipe import load_recipe
+    from mull.train.recipe_file import load_recipe
 
     return load_recipe(path, changes)
 

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from mull.errors import TrainError
 from mull.train.json_lines import JsonLines, read_json_lines
 from mull.train.metrics import Metrics
-from mull.train.recipe import Recipe, load_recipe
+from mull.train.recipe import Recipe
+from mull.train.recipe_file import load_recipe
 from mull.train.run_folder import RunFolder, changed_keys, comparable, recipe_values
 
 FULL = """

@@ -15,7 +15,8 @@ from typing import Any
 
 from mull_command import MULL
 
-from mull.train.recipe import Recipe, load_recipe
+from mull.train.recipe import Recipe
+from mull.train.recipe_file import load_recipe
 from mull.train.run_folder import METRICS_NAME, SAMPLES_NAME, comparable
 
 TASK = '''

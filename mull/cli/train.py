@@ -42,7 +42,7 @@ def train(
     Ctrl-C stops with the state saved; --resume goes on, to the same result as a run never stopped.
     The folder of the result goes to stdout.
     """
-    from mull.train.recipe import load_recipe
+    from mull.train.recipe_file import load_recipe
     from mull.train.shipped import find_recipe
 
     path = find_recipe(recipe)

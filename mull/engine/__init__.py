@@ -1,6 +1,7 @@
 """Requests in, token streams out: the only way anything is generated in mull."""
 
-from mull.engine.engine import Counters, Engine
+from mull.engine.counters import Counters
+from mull.engine.engine import Engine
 from mull.engine.packing import bind
 from mull.engine.prepare import prepare
 from mull.engine.request import (

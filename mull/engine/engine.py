@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import secrets
 import time
-from dataclasses import dataclass
 from itertools import islice
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from mull.engine.block_cache import BlockManager
 from mull.engine.cache import PagedCache, choose_num_blocks
+from mull.engine.counters import Counters
 from mull.engine.mtp import Fork, MtpDrafter
 from mull.engine.paged import BlockTables, PagedSequences
 from mull.engine.reply import Reply
@@ -32,28 +32,6 @@ from mull.model.transformer import CausalLM
 from mull.text.stream import StreamParser
 from mull.text.templates import ChatTemplate
 from mull.text.tokenizer import Tokenizer
-
-
-@dataclass(frozen=True)
-class Counters:
-    """What the engine has done since it was made, and how full it is now.
-
-    prefill_tokens were computed; cached_tokens were found in the cache instead. drafted_tokens were
-    guessed and checked; decode_tokens holds those of them that were accepted.
-    """
-
-    steps: int
-    prefill_tokens: int
-    decode_tokens: int
-    cached_tokens: int
-    drafted_tokens: int
-    accepted_tokens: int
-    preemptions: int
-    evictions: int
-    running: int
-    waiting: int
-    free_blocks: int
-    used_blocks: int
 
 
 class Turn(NamedTuple):

@@ -17,7 +17,8 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import suppress
 
 from mull import kernels
-from mull.engine.engine import Counters, Engine
+from mull.engine.counters import Counters
+from mull.engine.engine import Engine
 from mull.engine.request import Event, Output, Request
 from mull.errors import MullError, QueueFullError, RequestError
 

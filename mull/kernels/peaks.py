@@ -43,8 +43,8 @@ def measure_peaks(rounds: int = 5) -> Peaks:
     with torch.inference_mode():
         return Peaks(
             read_gb_per_s=round(read_bandwidth(rounds), 1),
-            fp32_gflop_per_s=round(_matmul_rate(torch.float32, rounds), 1),
-            bf16_gflop_per_s=round(_matmul_rate(torch.bfloat16, rounds), 1),
+            fp32_gflop_per_s=round(matmul_gflop_per_s(torch.float32, rounds), 1),
+            bf16_gflop_per_s=round(matmul_gflop_per_s(torch.bfloat16, rounds), 1),
             int8_gop_per_s=round(_int8_rate(rounds), 1),
             threads=torch.get_num_threads(),
         )
@@ -65,7 +65,8 @@ def read_bandwidth(rounds: int = 5) -> float:
     return rows.numel() * rows.element_size() / seconds / 1e9
 
 
-def _matmul_rate(dtype: torch.dtype, rounds: int, n: int = 1024) -> float:
+def matmul_gflop_per_s(dtype: torch.dtype, rounds: int = 5, n: int = 1024) -> float:
+    """Of torch's own product of two square matrices."""
     a, b = torch.ones(n, n, dtype=dtype), torch.ones(n, n, dtype=dtype)
     return 2 * n**3 / _best_seconds(lambda: torch.nn.functional.linear(a, b), rounds) / 1e9
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
 import torch
 
-_SIZE = 1024
-_ROUNDS = 5
+from mull.kernels.peaks import matmul_gflop_per_s
 
 
 class Peak:
@@ -27,18 +23,5 @@ class Peak:
 
 
 def measure(precision: str) -> float:
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    a, b = torch.ones(2, _SIZE, _SIZE, dtype=dtype)
     with torch.inference_mode():
-        seconds = _best_seconds(lambda: torch.nn.functional.linear(a, b))
-    return 2 * _SIZE**3 / seconds / 1e9
-
-
-def _best_seconds(run: Callable[[], object]) -> float:
-    run()
-    best = float("inf")
-    for _ in range(_ROUNDS):
-        start = time.perf_counter()
-        run()
-        best = min(best, time.perf_counter() - start)
-    return best
+        return matmul_gflop_per_s(torch.bfloat16 if precision == "bf16" else torch.float32)

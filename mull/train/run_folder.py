@@ -29,7 +29,8 @@ from mull.errors import RecipeError, TrainError
 from mull.train.changes import changed_keys
 from mull.train.json_lines import JsonLines, read_json_lines
 from mull.train.provenance import provenance
-from mull.train.recipe import Recipe, parse_recipe
+from mull.train.recipe import Recipe
+from mull.train.recipe_file import parse_recipe
 from mull.train.state import LOCK_NAME, Checkpoints, RunLock, reason, sync_folder
 
 RECIPE_NAME, MANIFEST_NAME, REPORT_NAME = "recipe.toml", "manifest.json", "report.html"

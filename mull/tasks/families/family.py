@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import zlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from mull.tasks.verify import judge
 _MAX_DRAWS = 10_000
 
 
-class Family:
+class Family(ABC):
     """Base of all families. levels: the lowest and the highest difficulty drawn, both included.
 
     Subclasses set `name`, `hardest` (the highest level that makes sense) and `make`.
@@ -37,9 +38,9 @@ class Family:
             )
         self.levels = (low, high)
 
+    @abstractmethod
     def make(self, rng: random.Random, level: int) -> Problem:
         """One problem of that level."""
-        raise NotImplementedError
 
     def problems(self, split: Split, seed: int) -> Iterator[Problem]:
         """Endless; a level is drawn evenly for each problem."""

@@ -9,6 +9,7 @@ L learnt tokens of a batch
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -43,7 +44,7 @@ class Advantages:
 
 
 @dataclass(frozen=True)
-class PolicyGradient:
+class PolicyGradient(ABC):
     """clip_low, clip_high: how far the ratio pi / pi_old may move. kl: weight of the divergence
     from the reference. importance_cap: c of min(pi_old / pi_rollout, c). max_tokens: the length
     that dr_grpo divides by."""
@@ -133,10 +134,10 @@ class PolicyGradient:
             metrics["kl"] = divergence_L.detach().sum()
         return Terms((loss_L * batch.weight_T[rows_L]).sum(), metrics)
 
+    @abstractmethod
     def weights(self, lengths: Sequence[int]) -> list[float]:
         """What a token of each answer weighs; lengths: learnt tokens of all the step's answers."""
-        raise NotImplementedError
 
+    @abstractmethod
     def token_loss(self, rows: Rows) -> tuple[Tensor, dict[str, Tensor]]:
         """(loss [L], metrics as sums over the L tokens)."""
-        raise NotImplementedError
