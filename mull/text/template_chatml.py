@@ -73,11 +73,8 @@ class ChatMLTemplate(BuiltinTemplate):
         return self._answer(prompt, message)
 
     def _calls(self, prompt: PromptBuilder, message: Message) -> None:
-        for index, call in enumerate(message.tool_calls):
-            prompt.trusted("\n" if message.content or index else "")
-            prompt.trusted("<tool_call>\n")
-            prompt.untrusted(f'{{"name": "{call.name}", "arguments": {call.arguments}}}')
-            prompt.trusted("\n</tool_call>")
+        prompt.trusted("\n" if message.content and message.tool_calls else "")
+        super()._calls(prompt, message)
 
     def _output(self, prompt: PromptBuilder, message: Message, first: bool, last: bool) -> None:
         prompt.trusted(("<|im_start|>user" if first else "") + "\n<tool_response>\n")

@@ -49,17 +49,9 @@ class DeepSeekV3Template(BuiltinTemplate):
     def _assistant_turn(self, prompt: PromptBuilder, message: Message, after_tool: bool) -> None:
         if not after_tool:
             prompt.trusted(_ASSISTANT)
-        if not self._answer(prompt, message) and message.tool_calls:
+        if not self._answer(prompt, message):
             self._calls(prompt, message)
         prompt.trusted(_END)
-
-    def _calls(self, prompt: PromptBuilder, message: Message) -> None:
-        prompt.trusted(_CALLS)
-        for index, call in enumerate(message.tool_calls):
-            prompt.trusted(("\n" if index else "") + f"{_CALL}function{_SEP}")
-            prompt.untrusted(f"{call.name}\n```json\n{call.arguments}\n```")
-            prompt.trusted(_CALL_END)
-        prompt.trusted(_CALLS_END)
 
     def _output(self, prompt: PromptBuilder, message: Message, first: bool, last: bool) -> None:
         prompt.trusted((_OUTPUTS if first else "\n") + _OUTPUT)
@@ -117,6 +109,7 @@ class DeepSeekV31Template(DeepSeekV3Template):
     """V3.1: one model for both; every answer starts with `<think>` or `</think>`."""
 
     name = "deepseek-v3.1"
+    tool_format = "deepseek-v3.1"
     recommended = RecommendedSampling(temperature=0.6, top_p=0.95)
     after_think_open: ClassVar[str] = ""
 
@@ -125,23 +118,13 @@ class DeepSeekV31Template(DeepSeekV3Template):
             prompt.trusted(_ASSISTANT)
             if not message.reasoning and not self._has_thought(message):
                 prompt.trusted(self.think_close)
-        if not self._answer(prompt, message) and message.tool_calls:
+        if not self._answer(prompt, message):
             self._calls(prompt, message)
         prompt.trusted(_END)
 
     def _has_thought(self, message: Message) -> bool:
         ids = message.token_ids or ()
         return message.in_progress and self._prompt_opened_thinking(list(ids))
-
-    def _calls(self, prompt: PromptBuilder, message: Message) -> None:
-        prompt.trusted(_CALLS)
-        for call in message.tool_calls:
-            prompt.trusted(_CALL)
-            prompt.untrusted(call.name)
-            prompt.trusted(_SEP)
-            prompt.untrusted(call.arguments)
-            prompt.trusted(_CALL_END)
-        prompt.trusted(_CALLS_END)
 
     def _output(self, prompt: PromptBuilder, message: Message, first: bool, last: bool) -> None:
         prompt.trusted(_OUTPUT)

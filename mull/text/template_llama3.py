@@ -47,10 +47,9 @@ class Llama3Template(BuiltinTemplate):
             prompt.untrusted(to_json(message.content))
         elif message.role == "user":
             prompt.untrusted(message.content.strip())
-        elif not self._answer(prompt, message):
-            for index, call in enumerate(message.tool_calls):
-                prompt.trusted("; " if index else "\n" if message.content.strip() else "")
-                prompt.untrusted(f'{{"name": "{call.name}", "parameters": {call.arguments}}}')
+        elif not self._answer(prompt, message) and message.tool_calls:
+            prompt.trusted("\n" if message.content.strip() else "")
+            self._calls(prompt, message)
 
     def _answer(self, prompt: PromptBuilder, message: Message) -> bool:
         said = Message(**{**vars(message), "content": message.content.strip()})

@@ -14,6 +14,7 @@ from . import messages as conversations
 from .messages import Message, Tool
 from .prompt import PromptBuilder, RenderedPrompt, sampled_answer
 from .tokenizer import Tokenizer
+from .tool_calls import tool_syntax
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class ChatTemplate(ABC):
     """Renders conversations for one tokenizer.
 
     `thinks`: a model that thinks unless told not to. `tool_format` names how the model writes
-    tool calls (deepseek, hermes, llama3) or is None; the stream parser reads it.
+    tool calls (deepseek, deepseek-v3.1, hermes, llama3) or is None; the stream parser reads it.
     """
 
     name: str
@@ -180,6 +181,21 @@ class BuiltinTemplate(ChatTemplate):
             self._thought(prompt, message.reasoning, closed=True)
         prompt.untrusted(message.content)
         return False
+
+    def _calls(self, prompt: PromptBuilder, message: Message) -> None:
+        """The calls an assistant made, as the model writes them."""
+        syntax = tool_syntax(self.tool_format)
+        if syntax is None or not message.tool_calls:
+            return
+        form = syntax.form
+        prompt.trusted(form.before)
+        for index, call in enumerate(message.tool_calls):
+            prompt.trusted((form.between if index else "") + form.begin)
+            prompt.untrusted(form.name(call.name))
+            prompt.trusted(form.middle)
+            prompt.untrusted(call.arguments)
+            prompt.trusted(form.end)
+        prompt.trusted(form.after)
 
     def _prompt_opened_thinking(self, ids: list[int]) -> bool:
         before, closed, _ = self.tokenizer.decode(ids).partition(self.think_close)

@@ -17,13 +17,31 @@ Calls = list[tuple[str, str]]  # (name, arguments as JSON text)
 
 
 @dataclass(frozen=True)
+class CallForm:
+    """How calls are written: `before`, then begin NAME middle ARGUMENTS end for each of them, with
+    `between` two, and `after`. `quotes_name`: the name stands in a JSON string."""
+
+    begin: str
+    middle: str
+    end: str
+    between: str = ""
+    before: str = ""
+    after: str = ""
+    quotes_name: bool = False
+
+    def name(self, name: str) -> str:
+        return to_json(name)[1:-1] if self.quotes_name else name
+
+
+@dataclass(frozen=True)
 class ToolSyntax:
-    """The tags of one way to write calls, and the reader of what stands between them.
+    """The form and the tags of one way to write calls, and the reader of what stands between them.
 
     `opening` tags begin a call, `ending` ones complete it, `closing` ones leave the list of calls
     (empty where every call stands alone). `bare_objects`: a lone JSON object may be a call.
     """
 
+    form: CallForm
     opening: tuple[str, ...]
     ending: tuple[str, ...]
     closing: tuple[str, ...]
@@ -100,16 +118,49 @@ def _read_llama(written: str) -> Calls:
     return calls
 
 
-_SYNTAXES = {
-    "hermes": ToolSyntax(("<tool_call>",), ("</tool_call>",), (), (), _read_hermes),
-    "deepseek": ToolSyntax(
+_HERMES = CallForm(
+    begin='<tool_call>\n{"name": "',
+    middle='", "arguments": ',
+    end="}\n</tool_call>",
+    between="\n",
+    quotes_name=True,
+)
+_LLAMA3 = CallForm(
+    begin='{"name": "', middle='", "parameters": ', end="}", between="; ", quotes_name=True
+)
+_R1 = CallForm(
+    before="<｜tool▁calls▁begin｜>",
+    begin="<｜tool▁call▁begin｜>function<｜tool▁sep｜>",
+    middle="\n```json\n",
+    end="\n```<｜tool▁call▁end｜>",
+    between="\n",
+    after="<｜tool▁calls▁end｜>",
+)
+_V31 = CallForm(
+    before="<｜tool▁calls▁begin｜>",
+    begin="<｜tool▁call▁begin｜>",
+    middle="<｜tool▁sep｜>",
+    end="<｜tool▁call▁end｜>",
+    after="<｜tool▁calls▁end｜>",
+)
+
+
+def _deepseek(form: CallForm) -> ToolSyntax:
+    return ToolSyntax(
+        form,
         ("<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>"),
         ("<｜tool▁call▁end｜>",),
         ("<｜tool▁calls▁end｜>",),
         ("<｜tool▁sep｜>",),
         _read_deepseek,
-    ),
-    "llama3": ToolSyntax(("<|python_tag|>",), (), (), (), _read_llama, bare_objects=True),
+    )
+
+
+_SYNTAXES = {
+    "hermes": ToolSyntax(_HERMES, ("<tool_call>",), ("</tool_call>",), (), (), _read_hermes),
+    "deepseek": _deepseek(_R1),
+    "deepseek-v3.1": _deepseek(_V31),
+    "llama3": ToolSyntax(_LLAMA3, ("<|python_tag|>",), (), (), (), _read_llama, bare_objects=True),
 }
 
 
