@@ -6,7 +6,7 @@ NATIVE := $(wildcard mull/kernels/native/*) CMakeLists.txt
 # Set-up talks on stderr, so that `echo question | make -s run` leaves only the answer on stdout.
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: run test lint bench bench-peers setup setup-dev clean
+.PHONY: run test lint web bench bench-peers setup setup-dev clean
 
 run: setup
 	@$(BIN)/mull chat
@@ -19,6 +19,14 @@ lint: setup-dev
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
+
+# The page is committed built (mull/serve/page), so that only those who change it need Node.
+web: web/node_modules/.package-lock.json
+	@cd web && npm run --silent check && npm run --silent test && npm run --silent build
+
+web/node_modules/.package-lock.json: web/package-lock.json
+	@cd web && npm ci --no-audit --no-fund >&2
+	@touch $@
 
 # The programs in bench/requirements-peers.txt are compared with; without them mull runs alone.
 bench: setup-dev

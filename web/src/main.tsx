@@ -1,0 +1,14 @@
+import "./styles/tokens.css";
+import "./styles/base.css";
+import "./styles/shell.css";
+import { render } from "preact";
+import { App } from "./app";
+import { start } from "./session";
+
+render(<App />, document.getElementById("app")!);
+start();
+
+if (import.meta.env.PROD && "serviceWorker" in navigator) {
+  // Without it the page works all the same; it only opens without a server less gracefully.
+  navigator.serviceWorker.register("/sw.js").catch(() => {});
+}

@@ -1,0 +1,44 @@
+// Who is here, and whether the server answers at all.
+
+import { signal } from "@preact/signals";
+import { api, onUnauthorised } from "./api/client";
+import type { Session } from "./api/types";
+import { loadPreferences } from "./preferences";
+import { navigate, route } from "./router";
+import { say } from "./ui/toasts";
+
+export const session = signal<Session | null>(null);
+/** True while the server cannot be reached; the shell says so and keeps asking. */
+export const offline = signal(false);
+
+onUnauthorised.handler = () => {
+  if (route.peek().name !== "login") navigate("/login", { replace: true });
+};
+
+export async function start(): Promise<void> {
+  try {
+    session.value = await api.session();
+    offline.value = false;
+  } catch {
+    offline.value = true;
+    setTimeout(start, 1500);
+    return;
+  }
+  if (session.value.login_required && !session.value.owner) {
+    navigate("/login", { replace: true });
+    return;
+  }
+  loadPreferences().catch(say);
+}
+
+export async function logIn(key: string): Promise<void> {
+  session.value = await api.login(key);
+  loadPreferences().catch(say);
+  navigate("/", { replace: true });
+}
+
+export async function logOut(): Promise<void> {
+  await api.logout();
+  session.value = null;
+  location.assign("/login");
+}
