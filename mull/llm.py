@@ -16,6 +16,7 @@ from mull import kernels, loading, weights
 from mull.engine import (
     Engine,
     EngineRunner,
+    Grammars,
     Output,
     Request,
     SamplingParams,
@@ -27,7 +28,7 @@ from mull.engine import Event as EngineEvent
 from mull.errors import RequestError
 from mull.model.config import ModelConfig
 from mull.model.sequences import PackedSequences
-from mull.text import ChatTemplate, Tokenizer
+from mull.text import ChatTemplate, Tokenizer, answer_form
 
 Thinking = Literal["auto", "on", "off"]
 Message = dict[str, Any]
@@ -145,8 +146,10 @@ class LLM:
     A prompt is a text (one user message), a list of messages ({"role", "content"}), or a list of
     token ids, taken as they are. Keyword arguments of generate, stream, astream and chat:
     thinking ("auto" as the model does, "on", "off"), think_budget (tokens), system (text),
-    tools (JSON-schema functions), namespace (prefixes are shared only within it), and every field
-    of SamplingParams (max_tokens, temperature, top_p, top_k, min_p, repetition_penalty,
+    tools (JSON-schema functions), tool_choice (auto, none, required, or an object naming one),
+    parallel_tool_calls, response_format (json_object, json_schema or regex: what follows the
+    thinking obeys it; see text.answer_form), namespace (prefixes are shared only within it), and
+    every field of SamplingParams (max_tokens, temperature, top_p, top_k, min_p, repetition_penalty,
     presence_penalty, frequency_penalty, logit_bias, stop, stop_token_ids, logprobs, seed, n,
     ignore_eos). Temperature and top_p default to what the model's makers recommend.
     """
@@ -166,6 +169,9 @@ class LLM:
         self.template = template
         self.engine = engine
         self.precision = precision
+        self.grammars = Grammars(
+            tokenizer, template, ends=engine.ends, vocabulary=engine.vocabulary
+        )
         self.runner = EngineRunner(engine)
 
     @property
@@ -228,21 +234,36 @@ class LLM:
         think_budget: int | None = None,
         system: str | None = None,
         tools: list[dict[str, Any]] | None = None,
+        tool_choice: str | dict[str, Any] | None = None,
+        parallel_tool_calls: bool = True,
+        response_format: dict[str, Any] | None = None,
         namespace: str = "",
         detect_loops: bool = True,
         **sampling: Any,
     ) -> Request:
-        """What the engine is asked for this prompt; raises RequestError for a bad one."""
+        """What the engine is asked for this prompt; raises RequestError for a bad one.
+
+        It may compile a grammar (milliseconds, a second at worst): not for a thread that must not
+        wait.
+        """
         if not isinstance(thinking, str) or thinking not in _THINKING:
             raise RequestError(f"thinking is {thinking!r}, but must be auto, on or off")
         params = self._sampling(sampling)
+        form = answer_form(
+            self.template,
+            response_format=response_format,
+            tools=tools,
+            tool_choice=tool_choice,
+            parallel_tool_calls=parallel_tool_calls,
+        )
+        offered = None if tool_choice == "none" else tools
         if _is_ids(prompt):
             ids, starts_in_thinking = list(cast(list[int], prompt)), False
         else:
             before = [] if system is None else [{"role": "system", "content": system}]
             rendered = self.template.render(
                 before + _messages(cast(str | list[Message], prompt)),
-                tools=tools,
+                tools=offered,
                 thinking=_THINKING[thinking],
             )
             ids, starts_in_thinking = rendered.ids, rendered.starts_in_thinking
@@ -253,7 +274,9 @@ class LLM:
             starts_in_thinking=starts_in_thinking,
             think_budget=think_budget,
             detect_loops=detect_loops,
-            tools_offered=bool(tools),
+            tools_offered=bool(offered),
+            grammar=None if form is None else self.grammars.compile(form),
+            may_think=self.template.thinks and thinking != "off" and not starts_in_thinking,
         )
 
     def close(self) -> None:

@@ -2,6 +2,7 @@
 
 from mull.engine.counters import Counters
 from mull.engine.engine import Engine
+from mull.engine.grammar import Grammar, Grammars
 from mull.engine.packing import bind
 from mull.engine.prepare import prepare
 from mull.engine.request import (
@@ -23,6 +24,8 @@ __all__ = [
     "Engine",
     "EngineRunner",
     "Event",
+    "Grammar",
+    "Grammars",
     "Output",
     "Request",
     "RequestStream",

@@ -27,6 +27,7 @@ from mull.engine.sampler import sample
 from mull.engine.scheduler import Chunk, Scheduler
 from mull.engine.sequence import Sequence
 from mull.engine.speculation import Mode, Speculation, choose_mode
+from mull.engine.thinking import CloseReason
 from mull.errors import RequestError
 from mull.model.transformer import CausalLM
 from mull.text.stream import StreamParser
@@ -338,11 +339,16 @@ class Engine:
         for i, (token, logprob) in enumerate(drawn):
             if i:
                 self.scheduler.accepted(seq)
+            if self._replies[seq].ends_too_early(token):
+                events += self._close(seq, "ended")
+                break
             length = len(seq) + 1
             events += self._accept(seq, token, logprob)
             events += self._steer(seq)
             # Over as well when the answer has ended, or its thinking was closed.
             if draft[i : i + 1] != [token] or seq not in self._replies or len(seq) > length:
+                break
+            if not seq.speculate:  # its grammar begins: what comes next was drawn without it
                 break
         if draft:
             self._decode_tokens += i
@@ -365,8 +371,10 @@ class Engine:
         """Close the sequence's thinking if it is time, with tokens fed as if it had said them."""
         reply = self._replies.get(seq)
         reason = reply.reason_to_close() if reply is not None else None
-        if reply is None or reason is None:
-            return []
+        return [] if reason is None else self._close(seq, reason)
+
+    def _close(self, seq: Sequence, reason: CloseReason) -> list[Event]:
+        reply = self._replies[seq]
         events: list[Event] = []
         reply.closing(reason)
         for token in self.template.thinking_close_ids(is_mid_line=reply.is_mid_line):

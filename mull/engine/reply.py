@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from typing import Any, Literal
 
+from mull.engine.grammar import Constraint
 from mull.engine.request import (
     Event,
     FinishReason,
@@ -99,6 +100,10 @@ class Reply:
             self._tail = (self._tail + text)[-_TAIL:]
         if self.is_finished:
             return events + self._finish("stop")
+        if self.seq.constraint is not None:
+            self._follow(self.seq.constraint, token_id, is_forced)
+            if self.is_finished:
+                return events + self._finish(self.finish_reason or "stop")
         if self.seq.generated >= self.max_tokens:
             if self.is_cut_by_context:
                 self.details["context_full"] = True
@@ -114,6 +119,11 @@ class Reply:
         if self._thinks_in_circles:
             return "loop"
         return self.control.reason_to_close(self.thinking_tokens, self._tail)
+
+    def ends_too_early(self, token_id: int) -> bool:
+        """Whether the token would end the thinking's turn with the grammar still to be followed."""
+        is_end = token_id in self.ends and token_id not in self.stop_ids
+        return is_end and self.seq.constraint is not None and self.parser.is_thinking
 
     @property
     def is_mid_line(self) -> bool:
@@ -151,6 +161,14 @@ class Reply:
             self.logprobs.append(known)
             self._new_logprobs.append(known)
         self._new_ids.append(token_id)
+
+    def _follow(self, constraint: Constraint, token_id: int, is_forced: bool) -> None:
+        constraint.push(token_id, is_thinking=self.parser.is_thinking, is_forced=is_forced)
+        if constraint.fault:
+            self.details["grammar_fault"] = constraint.fault
+            self.finish_reason = "length"
+        elif constraint.is_complete:
+            self.finish_reason = "stop"
 
     def _is_end(self, token_id: int) -> bool:
         if token_id in self.stop_ids:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from mull.engine.grammar import Grammar
 from mull.errors import RequestError
 
 Kind = Literal["thinking", "answer", "tool_call", "end"]
@@ -100,6 +101,8 @@ class Request:
     tools_offered: the prompt describes tools, so what looks like a call is one.
     speculate: tokens may be guessed and checked, several a step, where that is faster; the answer
     is the same either way.
+    grammar: what follows the thinking obeys it, and the answer ends as soon as it is complete.
+    may_think: the model may open a thinking itself, before what the grammar asks for.
     """
 
     prompt_ids: Sequence[int]
@@ -110,6 +113,8 @@ class Request:
     detect_loops: bool = True
     tools_offered: bool = False
     speculate: bool = True
+    grammar: Grammar | None = None
+    may_think: bool = False
 
     def __post_init__(self) -> None:
         if len(self.prompt_ids) == 0:
@@ -164,7 +169,8 @@ class Output:
     that a trainer never tokenises text again; text does not hold them. forced_positions are the
     indices into token_ids which the engine put there itself: a trainer must mask them.
     finish_details may hold: "stop_string", "stop_token_id", "loop" (period, repeats, where),
-    "thinking_closed" (reason, thinking_tokens), "preemptions", "context_full".
+    "thinking_closed" (reason, thinking_tokens), "preemptions", "context_full", "grammar_fault" (why
+    the grammar could not be followed to its end).
     """
 
     request_id: int

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mull.engine.grammar import apply_masks
 from mull.engine.request import TokenLogprob
 from mull.engine.sequence import Sequence
 from mull.errors import ModelError
@@ -94,7 +95,7 @@ def uniform(seed: int, index: int, position: int) -> float:
 
 
 def adjust(logits_BV: Tensor, seqs: Rows[Sequence], drafted: Rows[Rows[int]]) -> None:
-    """Repetition, presence and frequency penalties, then logit_bias, in place."""
+    """Repetition, presence and frequency penalties, logit_bias, then grammars, in place."""
     if any(seq.sampling.has_penalties for seq in seqs):
         _penalise(logits_BV, seqs, drafted)
     biases = [
@@ -107,6 +108,8 @@ def adjust(logits_BV: Tensor, seqs: Rows[Sequence], drafted: Rows[Rows[int]]) ->
         device = logits_BV.device
         index = (torch.tensor(rows, device=device), torch.tensor(tokens, device=device))
         logits_BV.index_put_(index, torch.tensor(values, device=device), accumulate=True)
+    if any(seq.constraint is not None for seq in seqs):
+        apply_masks(logits_BV, [seq.constraint for seq in seqs])
 
 
 def _penalise(logits_BV: Tensor, seqs: Rows[Sequence], drafted: Rows[Rows[int]]) -> None:

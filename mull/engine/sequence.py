@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from array import array
 
+from mull.engine.grammar import Constraint
 from mull.engine.request import Request, SamplingParams
 
 
@@ -35,7 +36,14 @@ class Sequence:
         self.cached_tokens: int | None = None
         self.preemptions = 0
         self.siblings: list[Sequence] = []
-        self.speculate = request.speculate
+        self.constraint: Constraint | None = None
+        if request.grammar is not None:
+            self.constraint = Constraint(
+                request.grammar,
+                is_thinking=request.starts_in_thinking,
+                may_think=request.may_think,
+            )
+        self._speculate = request.speculate
         # Occurrences in the answer of every token seen; 0 for those of the prompt alone.
         self.seen: dict[int, int] = {}
         if self.sampling.has_penalties:
@@ -43,6 +51,11 @@ class Sequence:
 
     def __len__(self) -> int:
         return len(self.token_ids)
+
+    @property
+    def speculate(self) -> bool:
+        """Whether its next tokens may be guessed: a grammar decides each after the one before."""
+        return self._speculate and (self.constraint is None or self.constraint.is_free)
 
     @property
     def uncomputed(self) -> int:

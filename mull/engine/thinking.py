@@ -15,7 +15,7 @@ import numpy as np
 
 from mull.text.stream import sentence_end
 
-CloseReason = Literal["budget", "answer_now", "loop"]
+CloseReason = Literal["budget", "answer_now", "loop", "ended"]
 
 # A loop is this many tokens at least, made of this many repeats of one period.
 LOOP_TOKENS, LOOP_REPEATS = 256, 8

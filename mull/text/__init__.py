@@ -1,5 +1,6 @@
 """Text in and out: tokenizers, chat templates, and the parser of what a model streams."""
 
+from .answer_form import answer_form
 from .gguf_tokenizer import gguf_tokenizer
 from .hf_tokenizer import hf_tokenizer_files
 from .prompt import RenderedPrompt
@@ -15,6 +16,7 @@ __all__ = [
     "StreamDecoder",
     "StreamParser",
     "Tokenizer",
+    "answer_form",
     "gguf_tokenizer",
     "hf_tokenizer_files",
     "sentence_end",

@@ -53,6 +53,10 @@ class ToolSyntax:
     def tags(self) -> tuple[str, ...]:
         return self.opening + self.ending + self.closing + self.inner
 
+    def tag_of(self, written: str) -> str:
+        """The opening tag that `written` begins with, if any."""
+        return next((tag for tag in self.opening if written.startswith(tag)), "")
+
 
 def tool_syntax(name: str | None) -> ToolSyntax | None:
     """The syntax a template calls `name`; None where a model writes no calls."""
