@@ -76,7 +76,8 @@ class ShortLayout:
 def short_attention(
     layout: ShortLayout, q_THd: Tensor, k_TGd: Tensor, v_TGe: Tensor, scale: float
 ) -> Tensor:
-    """[T', H, e] for the layout's sequences only, in packed order. Reckoned in float32 at least."""
+    """[T', H, e] for the layout's sequences only, in packed order. Reckoned in float32 at least;
+    the gradients' products are in the inputs' type."""
     out_THe: Tensor = _ShortAttention.apply(q_THd, k_TGd, v_TGe, scale, layout)
     return out_THe
 
@@ -90,19 +91,21 @@ class _ShortAttention(torch.autograd.Function):
         _, back_T = layout.places(heads)
         with torch.autocast(q_THd.device.type, enabled=False):
             q_Pd, k_Pd, v_Pe = (_padded(x, layout) for x in (q_THd, k_TGd, v_TGe))
-            out_Pe = v_Pe.new_empty(len(q_Pd), v_Pe.shape[1])
+            wide_q_Pd, wide_k_Pd, wide_v_Pe = _wide(q_Pd), _wide(k_Pd), _wide(v_Pe)
+            out_Pe = wide_v_Pe.new_empty(len(q_Pd), v_Pe.shape[1])
             weights = []
             for bucket in layout.buckets:
-                q, out = (_of(bucket, x, heads, groups) for x in (q_Pd, out_Pe))
-                k, v = (_of(bucket, x, groups, groups) for x in (k_Pd, v_Pe))
+                q, out = (_of(bucket, x, heads, groups) for x in (wide_q_Pd, out_Pe))
+                k, v = (_of(bucket, x, groups, groups) for x in (wide_k_Pd, wide_v_Pe))
                 mask = _causal(bucket.length, heads // groups, q)
                 scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scale)
-                weights.append(scores.softmax(-1))
-                torch.bmm(weights[-1], v, out=out)
+                weight = scores.softmax(-1)
+                torch.bmm(weight, v, out=out)
+                weights.append(weight.to(v_Pe.dtype))
             out_THe = out_Pe.index_select(0, back_T).view(-1, heads, v_Pe.shape[1])
         ctx.save_for_backward(q_Pd, k_Pd, v_Pe, *weights)
         ctx.layout, ctx.scale, ctx.heads, ctx.groups = layout, scale, heads, groups
-        ctx.tokens, ctx.dtype = len(q_THd), q_THd.dtype
+        ctx.tokens = len(q_THd)
         return out_THe.to(v_TGe.dtype)
 
     @staticmethod
@@ -124,23 +127,26 @@ class _ShortAttention(torch.autograd.Function):
                 _scaled_product(of_score, k, ctx.scale, out_q)
                 _scaled_product(of_score.transpose(1, 2), q, ctx.scale, out_k)
             results = [
-                _packed(x, layout, count, ctx.tokens).to(ctx.dtype)
+                _packed(x, layout, count, ctx.tokens)
                 for x, count in ((of_q, heads), (of_k, groups), (of_v, groups))
             ]
         return (*results, None, None)
 
 
 def _padded(x_THd: Tensor, layout: ShortLayout) -> Tensor:
-    wide = x_THd.reshape(-1, x_THd.shape[-1]).index_select(0, layout.places(x_THd.shape[1])[0])
-    return wide if wide.dtype == torch.float64 else wide.float()
+    return x_THd.reshape(-1, x_THd.shape[-1]).index_select(0, layout.places(x_THd.shape[1])[0])
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _spread(upstream_THe: Tensor, layout: ShortLayout) -> Tensor:
     """The upstream gradient of the layout's own tokens, in padded order, nothing at padding."""
     heads, width = upstream_THe.shape[1:]
     taken_P, back_T = layout.places(heads)
-    wide = upstream_THe if upstream_THe.dtype == torch.float64 else upstream_THe.float()
-    return wide.new_zeros(len(taken_P), width).index_copy_(0, back_T, wide.reshape(-1, width))
+    padded_Pe = upstream_THe.new_zeros(len(taken_P), width)
+    return padded_Pe.index_copy_(0, back_T, upstream_THe.reshape(-1, width))
 
 
 def _packed(x_Pd: Tensor, layout: ShortLayout, heads: int, tokens: int) -> Tensor:

@@ -51,10 +51,11 @@ def token_statistics(
     chunk: int | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`token_logprobs`, and whether each target is the likeliest token: bool [T]."""
-    hidden_TD, head_VD = _as_autocast(hidden_TD), _as_autocast(head_VD)
+    # Cast apart from the graph: the head's gradient is summed in float32 and stays so.
+    narrow_VD = _as_autocast(head_VD.detach())
     rows = chunk or _chunk_rows(head_VD)
     statistics: tuple[Tensor, Tensor, Tensor] = _TokenLogprobs.apply(
-        hidden_TD, head_VD, targets_T, temperature, rows
+        _as_autocast(hidden_TD), head_VD, narrow_VD, targets_T, temperature, rows
     )
     return statistics
 
@@ -127,10 +128,15 @@ class _Logits:
 
 
 class _HeadGradient:
-    """Gradients of hidden and head, put together chunk by chunk; the head's sum in float32."""
+    """Gradients of hidden and head, put together chunk by chunk; the head's sum in float32.
 
-    def __init__(self, hidden_TD: Tensor, head_VD: Tensor, needed: tuple[bool, ...]) -> None:
-        self.hidden_TD, self.head_VD = hidden_TD, head_VD
+    head_VD: as the products use it; dtype: of the head itself, and of its gradient.
+    """
+
+    def __init__(
+        self, hidden_TD: Tensor, head_VD: Tensor, needed: tuple[bool, ...], dtype: torch.dtype
+    ) -> None:
+        self.hidden_TD, self.head_VD, self.dtype = hidden_TD, head_VD, dtype
         self.of_hidden = torch.empty_like(hidden_TD) if needed[0] else None
         self.of_head = (
             torch.zeros(head_VD.shape, dtype=_wide_type(head_VD), device=head_VD.device)
@@ -161,7 +167,7 @@ class _HeadGradient:
             of_head_VD[rows].add_(self._scratch[rows].to(of_head_VD.dtype))
 
     def result(self) -> tuple[Tensor | None, Tensor | None]:
-        of_head = None if self.of_head is None else self.of_head.to(self.head_VD.dtype)
+        of_head = None if self.of_head is None else self.of_head.to(self.dtype)
         return self.of_hidden, of_head
 
 
@@ -175,6 +181,7 @@ class _TokenLogprobs(torch.autograd.Function):
         ctx: Any,
         hidden_TD: Tensor,
         head_VD: Tensor,
+        narrow_VD: Tensor,
         targets_T: Tensor,
         temperature: float,
         chunk: int,
@@ -184,7 +191,7 @@ class _TokenLogprobs(torch.autograd.Function):
             3, rows, dtype=_wide_type(hidden_TD), device=hidden_TD.device
         ).unbind()
         is_top_T = torch.empty(rows, dtype=torch.bool, device=hidden_TD.device)
-        logits = _Logits(hidden_TD, head_VD, temperature, chunk)
+        logits = _Logits(hidden_TD, narrow_VD, temperature, chunk)
         for part, logits_CV in logits.chunks():
             for own, logits_BV, scratch_BV in logits.blocks(part, logits_CV):
                 highest_B1 = logits_BV.amax(-1, keepdim=True)
@@ -197,8 +204,8 @@ class _TokenLogprobs(torch.autograd.Function):
                 # H = log Z - sum p x
                 entropy_T[own] = log_total_B - scratch_BV.mul_(logits_BV).sum(-1) / total_B
                 normaliser_T[own] = highest_B1[:, 0] + log_total_B
-        ctx.save_for_backward(hidden_TD, head_VD, targets_T, normaliser_T)
-        ctx.temperature, ctx.chunk = temperature, chunk
+        ctx.save_for_backward(hidden_TD, narrow_VD, targets_T, normaliser_T)
+        ctx.temperature, ctx.chunk, ctx.dtype = temperature, chunk, head_VD.dtype
         ctx.mark_non_differentiable(entropy_T, is_top_T)
         return logprob_T, entropy_T, is_top_T
 
@@ -206,10 +213,10 @@ class _TokenLogprobs(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream_T: Tensor, *_: Any) -> tuple[Any, ...]:
         """d logprob / d logits = (one at the target - probabilities) / temperature."""
-        hidden_TD, head_VD, targets_T, normaliser_T = ctx.saved_tensors
-        gradient = _HeadGradient(hidden_TD, head_VD, ctx.needs_input_grad)
+        hidden_TD, narrow_VD, targets_T, normaliser_T = ctx.saved_tensors
+        gradient = _HeadGradient(hidden_TD, narrow_VD, ctx.needs_input_grad, ctx.dtype)
         upstream_T1 = (upstream_T / ctx.temperature)[:, None]
-        logits = _Logits(hidden_TD, head_VD, ctx.temperature, ctx.chunk)
+        logits = _Logits(hidden_TD, narrow_VD, ctx.temperature, ctx.chunk)
         for part, logits_CV in logits.chunks():
             for own, logits_BV, _scratch in logits.blocks(part, logits_CV):
                 probs_BV = logits_BV.sub_(normaliser_T[own, None]).exp_()
@@ -217,7 +224,7 @@ class _TokenLogprobs(torch.autograd.Function):
                 gradient_BV.scatter_add_(1, targets_T[own, None], upstream_T1[own])
                 logits_CV[own.start - part.start : own.stop - part.start] = gradient_BV
             gradient.add(part, logits_CV)
-        return (*gradient.result(), None, None, None)
+        return (*gradient.result(), None, None, None, None)
 
 
 class _TeacherDivergence(torch.autograd.Function):
@@ -250,7 +257,7 @@ class _TeacherDivergence(torch.autograd.Function):
         """With respect to the student's logits: reverse p_s (log p_s/p_t - KL), forward p_s - p_t;
         both over the temperature."""
         hidden_TD, head_VD = ctx.saved_tensors[:2]
-        gradient = _HeadGradient(hidden_TD, head_VD, ctx.needs_input_grad)
+        gradient = _HeadGradient(hidden_TD, head_VD, ctx.needs_input_grad, head_VD.dtype)
         upstream_T1 = (upstream_T / ctx.temperature)[:, None]
         for part in _chunks(len(hidden_TD), ctx.chunk):
             student_CV, teacher_CV = _both_logprobs(ctx.saved_tensors, ctx.temperature, part)
