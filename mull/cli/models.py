@@ -28,7 +28,7 @@ def models(as_json: JsonOption = False) -> None:
         [
             (
                 row["name"],
-                "pulled" if row["is_pulled"] else "not pulled",
+                _state(row),
                 _size_in_words(row),
                 row["format"],
                 row["licence"] or "not stated",
@@ -38,18 +38,25 @@ def models(as_json: JsonOption = False) -> None:
     )
 
 
+def _state(row: dict[str, Any]) -> str:
+    if row["is_shipped"]:
+        return "comes with mull"
+    return "pulled" if row["is_pulled"] else "not pulled"
+
+
 def _size_in_words(row: dict[str, Any]) -> str:
     packed = f" + {in_gb(row['packed_bytes'])} packed" if row["packed_bytes"] else ""
     return in_gb(row["bytes"]) + packed
 
 
 def _pulled_row(files: ModelFiles) -> dict[str, Any]:
-    from mull.weights import packed_bytes
+    from mull.weights import is_shipped, packed_bytes
 
     manifest, packed = files.manifest or {}, packed_bytes(files)
     return {
         "name": files.name,
         "is_pulled": True,
+        "is_shipped": is_shipped(files),
         "bytes": _bytes_of(files.path) - (packed if files.kind == "hf" else 0),
         "packed_bytes": packed,
         "format": files.kind,
@@ -62,6 +69,7 @@ def _catalogue_row(entry: CatalogEntry) -> dict[str, Any]:
     return {
         "name": entry.name,
         "is_pulled": False,
+        "is_shipped": False,
         "bytes": entry.download_bytes,
         "packed_bytes": 0,
         "format": "gguf" if hasattr(entry.source, "package") else "hf",

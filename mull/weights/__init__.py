@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from mull.weights.precision import auto_precision
     from mull.weights.pulling import pull
     from mull.weights.save import save_folder
-    from mull.weights.store import list_models, models_home, remove, resolve
+    from mull.weights.store import is_shipped, list_models, models_home, remove, resolve
 
 # No public name may equal a module of this folder: the import would put the module in its place.
 _HOME = {
@@ -56,6 +56,7 @@ _HOME = {
     "remove_packed": "packed_place",
     "pull": "pulling",
     "save_folder": "save",
+    "is_shipped": "store",
     "list_models": "store",
     "models_home": "store",
     "remove": "store",
@@ -73,6 +74,7 @@ __all__ = [
     "export_gguf",
     "fits",
     "holds_mtp",
+    "is_shipped",
     "lay_out",
     "list_models",
     "load_catalog",

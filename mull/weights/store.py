@@ -19,6 +19,7 @@ from mull.weights.manifest import check_unchanged, read_manifest
 
 PARTIAL = ".partial"
 _PIECE = r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9_])?"
+_SHIPPED = Path(__file__).parent / "shipped"
 _NAME = re.compile(rf"{_PIECE}(?:/{_PIECE})?(?:@[A-Za-z0-9._-]+)?(?::[A-Za-z0-9._-]+)?")
 _PICKLES = {".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle"}
 
@@ -89,7 +90,21 @@ def resolve(name_or_path: str | Path) -> ModelFiles:
     path = typed_path(text)
     if path.exists():
         return from_path(path)
+    if files := _shipped().get(text.lower()):
+        return files
     raise _not_found(text)
+
+
+def _shipped() -> dict[str, ModelFiles]:
+    """Models that came with mull itself, by name; one of that name in the store goes first."""
+    folders = sorted(config.parent for config in _SHIPPED.glob("*/config.json"))
+    licence = {"licence": "Apache-2.0", "source": {"kind": "shipped"}}
+    return {each.name: ModelFiles(each.name, each, "hf", licence) for each in folders}
+
+
+def is_shipped(files: ModelFiles) -> bool:
+    """Whether a model is part of mull itself: nothing to pull or to remove."""
+    return files.path.parent == _SHIPPED
 
 
 def _from_store(folder: Path, *, check: bool) -> ModelFiles:
@@ -146,18 +161,19 @@ def _not_found(text: str) -> WeightsError:
 
 
 def list_models() -> list[ModelFiles]:
-    """Every model in the store, by name; a damaged one is left out (`resolve` tells why)."""
-    home = models_home()
-    if not home.is_dir():
-        return []
-    found = []
-    for folder in sorted(home.iterdir()):
+    """Every model that needs no pull, by name: those in the store, and those that came with mull.
+
+    A damaged one is left out (`resolve` tells why).
+    """
+    home, found = models_home(), _shipped()
+    for folder in sorted(home.iterdir()) if home.is_dir() else ():
         if folder.is_dir() and not folder.name.startswith("."):
             try:
-                found.append(_from_store(folder, check=False))
+                files = _from_store(folder, check=False)
             except WeightsError:
                 continue
-    return found
+            found[files.name] = files
+    return sorted(found.values(), key=lambda files: files.name)
 
 
 def remove(name: str) -> int:
@@ -167,6 +183,8 @@ def remove(name: str) -> int:
     """
     known = next((each for each in (name, name.lower()) if _leavings(each)), None)
     if known is None:
+        if name.lower() in _shipped():
+            raise WeightsError(f"{name} is part of mull itself and stays with it")
         near = near_matches(name, [files.name for files in list_models()])
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         raise WeightsError(f"no model {name!r} in {models_home()}{hint}")
