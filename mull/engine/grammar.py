@@ -73,7 +73,7 @@ class Words:
         return [
             i
             for i, raw in enumerate(self.bytes_of)
-            if last in raw and raw.rpartition(last)[2].strip(b"\n") and i not in self._special
+            if raw.partition(last)[2].strip(b"\n") and i not in self._special
         ]
 
     def opens(self, spelled: bytes) -> list[int]:

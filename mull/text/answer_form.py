@@ -178,14 +178,39 @@ def _call_rules(
             raise TextError(
                 f"tool {tool.name[:60]!r}: a name holds 1 to 128 letters, digits, _ - . : or /"
             )
-        schema = tool.parameters if isinstance(tool.parameters, Mapping) else {}
-        where = f"tool {tool.name!r}"
-        arguments = _json({"type": "object", **schema}, where, exact=_is_strict(tool))
-        name = json.dumps(tool.name)
+        given = tool.parameters if isinstance(tool.parameters, Mapping) else {}
+        where, exact = f"tool {tool.name!r}", _is_strict(tool)
+        schema = {"type": "object", **_checked(given, where, 0)}
+        if syntax.bare_objects:
+            rules.append(f"call_{i}: {_json(_whole_call(tool.name, schema), where, exact=exact)}")
+            continue
+        name, arguments = json.dumps(tool.name), _json(schema, where, exact=exact)
         rules.append(
             f"call_{i}: {begin} {name} {spelled(form.middle)} {arguments} {spelled(form.end)}"
         )
     return rules
+
+
+def _whole_call(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    """A call that is one JSON object, so that it shares its first characters with other JSON."""
+    return {
+        "type": "object",
+        "properties": {"name": {"const": name}, "parameters": _moved(schema)},
+        "required": ["name", "parameters"],
+        "additionalProperties": False,
+    }
+
+
+def _moved(value: Any) -> Any:
+    """A schema whose root has become the property `parameters` of another."""
+    if isinstance(value, Mapping):
+        return {
+            key: f"#/properties/parameters{inner[1:]}"
+            if key == "$ref" and isinstance(inner, str) and inner.startswith("#")
+            else _moved(inner)
+            for key, inner in value.items()
+        }
+    return [_moved(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 def _text_or_calls(template: ChatTemplate, syntax: ToolSyntax) -> list[str]:
