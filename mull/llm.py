@@ -148,10 +148,11 @@ class LLM:
     thinking ("auto" as the model does, "on", "off"), think_budget (tokens), system (text),
     tools (JSON-schema functions), tool_choice (auto, none, required, or an object naming one),
     parallel_tool_calls, response_format (json_object, json_schema or regex: what follows the
-    thinking obeys it; see text.answer_form), namespace (prefixes are shared only within it), and
-    every field of SamplingParams (max_tokens, temperature, top_p, top_k, min_p, repetition_penalty,
-    presence_penalty, frequency_penalty, logit_bias, stop, stop_token_ids, logprobs, seed, n,
-    ignore_eos). Temperature and top_p default to what the model's makers recommend.
+    thinking obeys it; see text.answer_form), continue_last (the last message begins the answer),
+    namespace (prefixes are shared only within it), and every field of SamplingParams (max_tokens,
+    temperature, top_p, top_k, min_p, repetition_penalty, presence_penalty, frequency_penalty,
+    logit_bias, stop, stop_token_ids, logprobs, seed, n, ignore_eos). Temperature and top_p default
+    to what the model's makers recommend.
     """
 
     def __init__(
@@ -237,6 +238,7 @@ class LLM:
         tool_choice: str | dict[str, Any] | None = None,
         parallel_tool_calls: bool = True,
         response_format: dict[str, Any] | None = None,
+        continue_last: bool = False,
         namespace: str = "",
         detect_loops: bool = True,
         **sampling: Any,
@@ -265,6 +267,7 @@ class LLM:
                 before + _messages(cast(str | list[Message], prompt)),
                 tools=offered,
                 thinking=_THINKING[thinking],
+                continue_last=continue_last,
             )
             ids, starts_in_thinking = rendered.ids, rendered.starts_in_thinking
         return Request(

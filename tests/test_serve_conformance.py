@@ -1,0 +1,436 @@
+"""The real `openai` and `anthropic` clients against a real server: every endpoint, whole and streamed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import anthropic
+import openai
+import pytest
+import torch
+from wire_server import ANSWER, THINKING, running_server, thinking_model
+
+ASK = [{"role": "user", "content": "Tell me of Rome."}]
+SCHEMA = {
+    "type": "object",
+    "properties": {"n": {"type": "integer", "minimum": 0, "maximum": 9}},
+    "required": ["n"],
+    "additionalProperties": False,
+}
+WEATHER = {
+    "name": "weather",
+    "description": "The weather of a day",
+    "parameters": {
+        "type": "object",
+        "properties": {"day": {"enum": ["today", "tomorrow"]}},
+        "required": ["day"],
+        "additionalProperties": False,
+    },
+}
+CHAT_TOOLS: list[Any] = [{"type": "function", "function": WEATHER}]
+RESPONSE_TOOLS: list[Any] = [{"type": "function", **WEATHER}]
+MESSAGE_TOOLS: list[Any] = [
+    {"name": "weather", "description": "Days", "input_schema": WEATHER["parameters"]}
+]
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with running_server(thinking_model(tmp_path_factory.mktemp("model"))) as url:
+        yield url
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def client(url: str) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+
+
+@pytest.fixture(scope="module")
+def claude(url: str) -> anthropic.Anthropic:
+    return anthropic.Anthropic(base_url=url, api_key="none", max_retries=0)
+
+
+def thought(message: Any) -> str | None:
+    return message.model_dump().get("reasoning_content")
+
+
+# --- chat completions
+
+
+def test_a_chat_completion_has_its_thinking_beside_the_answer(client):
+    done = client.chat.completions.create(model="thinker", messages=ASK, temperature=0)
+    message = done.choices[0].message
+    assert (message.content, thought(message)) == (ANSWER, THINKING)
+    assert done.choices[0].finish_reason == "stop"
+    usage = done.usage
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+    assert 0 < usage.completion_tokens_details.reasoning_tokens < usage.completion_tokens
+
+
+def test_a_streamed_chat_says_the_same_in_chunks(client):
+    chunks = list(
+        client.chat.completions.create(
+            model="thinker",
+            messages=ASK,
+            temperature=0,
+            stream=True,
+            stream_options={"include_usage": True},
+        )
+    )
+    deltas = [chunk.choices[0].delta for chunk in chunks if chunk.choices]
+    assert deltas[0].role == "assistant"
+    assert "".join(delta.content or "" for delta in deltas) == ANSWER
+    assert "".join(thought(delta) or "" for delta in deltas) == THINKING
+    assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] == "stop"
+    assert chunks[-1].usage.completion_tokens_details.reasoning_tokens > 0
+
+
+def test_samples_stops_limits_and_log_probabilities(client):
+    done = client.chat.completions.create(
+        model="thinker", messages=ASK, n=2, stop=["hills"], logprobs=True, top_logprobs=2
+    )
+    assert [choice.index for choice in done.choices] == [0, 1]
+    assert all(choice.message.content.endswith("its ") for choice in done.choices)
+    listed = done.choices[0].logprobs.content
+    assert len(listed[0].top_logprobs) == 2
+    short = client.chat.completions.create(model="thinker", messages=ASK, max_completion_tokens=3)
+    assert short.choices[0].finish_reason == "length"
+    assert short.usage.completion_tokens == 3
+
+
+def test_thinking_is_switched_off_and_held_to_a_budget(client):
+    off = client.chat.completions.create(
+        model="thinker", messages=ASK, extra_body={"thinking": {"type": "disabled"}}
+    )
+    assert (off.choices[0].message.content, thought(off.choices[0].message)) == (ANSWER, None)
+    held = client.chat.completions.create(
+        model="thinker", messages=ASK, extra_body={"thinking_budget": 4}
+    )
+    assert held.usage.completion_tokens_details.reasoning_tokens == 4
+    assert held.choices[0].message.content == ANSWER
+
+
+def test_a_schema_binds_the_answer_and_leaves_the_thinking(client):
+    wish = {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA, "strict": True}}
+    done = client.chat.completions.create(model="thinker", messages=ASK, response_format=wish)
+    assert thought(done.choices[0].message) == THINKING
+    assert json.loads(done.choices[0].message.content)["n"] in range(10)
+
+
+def test_chat_models_are_parsed_by_the_clients_own_helper(client):
+    from pydantic import BaseModel
+
+    class Count(BaseModel):
+        n: int
+
+    done = client.chat.completions.parse(
+        model="thinker", messages=ASK, response_format=Count, max_tokens=400,
+        extra_body={"detect_loops": False}, temperature=0,
+    )  # fmt: skip
+    if done.choices[0].finish_reason == "stop":
+        assert isinstance(done.choices[0].message.parsed.n, int)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_chat_tool_loop_with_its_thinking_passed_back(client, streamed):
+    """Called, answered, and told again: with the thinking of the first step in the prompt."""
+    asked = {
+        "model": "thinker", "messages": ASK, "tools": CHAT_TOOLS, "tool_choice": "required",
+        "parallel_tool_calls": False, "temperature": 0,
+    }  # fmt: skip
+    if streamed:
+        with client.chat.completions.stream(**asked) as events:
+            for _ in events:
+                pass
+            done = events.get_final_completion()
+    else:
+        done = client.chat.completions.create(**asked)
+    choice = done.choices[0]
+    call = choice.message.tool_calls[0]
+    assert choice.finish_reason == "tool_calls"
+    assert call.function.name == "weather"
+    assert json.loads(call.function.arguments)["day"] in ("today", "tomorrow")
+    said = {
+        "role": "assistant",
+        "content": choice.message.content,
+        "tool_calls": [call.model_dump(include={"id", "type", "function"})],
+    }
+    result = {"role": "tool", "tool_call_id": call.id, "content": "sunny"}
+    with_thinking = [*ASK, {**said, "reasoning_content": THINKING}, result]
+    final = client.chat.completions.create(
+        model="thinker", messages=with_thinking, tools=CHAT_TOOLS, temperature=0
+    )
+    without = client.chat.completions.create(
+        model="thinker", messages=[*ASK, said, result], tools=CHAT_TOOLS, temperature=0
+    )
+    assert final.choices[0].finish_reason == "stop"
+    assert final.usage.prompt_tokens > without.usage.prompt_tokens
+
+
+def test_errors_of_chat_are_the_clients_own_exceptions(client):
+    with pytest.raises(openai.NotFoundError, match="no model"):
+        client.chat.completions.create(model="nothing-like-it", messages=ASK)
+    with pytest.raises(openai.UnprocessableEntityError):
+        client.chat.completions.create(model="thinker", messages=ASK, temperature=9)
+    with pytest.raises(openai.BadRequestError, match="not"):
+        wish = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}
+        client.chat.completions.create(model="thinker", messages=ASK, response_format=wish)
+    with pytest.raises(openai.BadRequestError, match="tool_choice"):
+        client.chat.completions.create(model="thinker", messages=ASK, tool_choice="required")
+
+
+def test_the_models_are_listed(client):
+    assert "thinker" in [model.id for model in client.models.list()]
+    assert client.models.retrieve("thinker").id == "thinker"
+
+
+# --- responses
+
+
+def test_a_response_has_reasoning_and_message_items(client):
+    done = client.responses.create(model="thinker", input="Tell me of Rome.", temperature=0)
+    assert [item.type for item in done.output] == ["reasoning", "message"]
+    assert done.output[0].content[0].text == THINKING
+    assert done.output_text == ANSWER
+    assert done.status == "completed"
+    assert done.usage.output_tokens_details.reasoning_tokens > 0
+
+
+def test_a_streamed_response_tells_of_every_item(client):
+    events = list(client.responses.create(model="thinker", input="Rome?", stream=True))
+    kinds = [event.type for event in events]
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    assert kinds[:2] == ["response.created", "response.in_progress"]
+    assert kinds[-1] == "response.completed"
+    text = "".join(e.delta for e in events if e.type == "response.output_text.delta")
+    thinking = "".join(e.delta for e in events if e.type == "response.reasoning_text.delta")
+    assert (thinking, text) == (THINKING, ANSWER)
+    order = [
+        "response.output_item.added",
+        "response.content_part.added",
+        "response.reasoning_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+        "response.output_text.done",
+    ]
+    assert [kinds.index(kind) for kind in order] == sorted(kinds.index(kind) for kind in order)
+    assert events[-1].response.output_text == ANSWER
+
+
+def test_the_clients_stream_helper_follows_a_response(client):
+    with client.responses.stream(model="thinker", input="Rome?") as stream:
+        for _ in stream:
+            pass
+        assert stream.get_final_response().output_text == ANSWER
+
+
+def test_a_response_is_kept_gone_on_from_and_deleted(client):
+    first = client.responses.create(model="thinker", input="One?", instructions="Be brief.")
+    assert client.responses.retrieve(first.id).output_text == ANSWER
+    items = client.responses.input_items.list(first.id)
+    assert items.data[0].content[0].text == "One?"
+    second = client.responses.create(model="thinker", input="Two?", previous_response_id=first.id)
+    assert second.previous_response_id == first.id
+    alone = client.responses.create(model="thinker", input="Two?")
+    assert second.usage.input_tokens > alone.usage.input_tokens
+    client.responses.delete(first.id)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(first.id)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.create(model="thinker", input="x", previous_response_id=first.id)
+
+
+def test_a_response_that_is_not_to_be_stored_is_not(client):
+    done = client.responses.create(model="thinker", input="One?", store=False)
+    with pytest.raises(openai.NotFoundError):
+        client.responses.retrieve(done.id)
+
+
+def test_a_response_in_the_background_is_followed_and_read_again(client):
+    started = client.responses.create(model="thinker", input="One?", background=True)
+    events = list(client.responses.retrieve(started.id, stream=True, starting_after=1))
+    assert events[0].sequence_number == 2
+    assert events[-1].type == "response.completed"
+    assert client.responses.retrieve(started.id).status == "completed"
+
+
+def test_a_running_response_is_cancelled(tmp_path):
+    from scripted_models import write_scripted_model
+
+    model = write_scripted_model(tmp_path / "endless", thinking="On and on it goes.", answer="x y",
+                                 endless=True)  # fmt: skip
+    with running_server(model) as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        started = client.responses.create(model="endless", input="One?", background=True)
+        assert client.responses.cancel(started.id).status == "cancelled"
+
+
+def test_a_response_cut_short_says_why(client):
+    done = client.responses.create(model="thinker", input="One?", max_output_tokens=4)
+    assert done.status == "incomplete"
+    assert done.incomplete_details.reason == "max_output_tokens"
+
+
+def test_a_response_obeys_a_schema(client):
+    form = {"type": "json_schema", "name": "n", "schema": SCHEMA, "strict": True}
+    done = client.responses.create(model="thinker", input="One?", text={"format": form})
+    assert json.loads(done.output_text)["n"] in range(10)
+    assert done.output[0].content[0].text == THINKING
+
+
+@pytest.mark.parametrize("by_id", [True, False])
+def test_a_tool_loop_of_responses(client, by_id):
+    first = client.responses.create(
+        model="thinker", input="Weather?", tools=RESPONSE_TOOLS, temperature=0,
+        tool_choice={"type": "function", "name": "weather"}, parallel_tool_calls=False,
+    )  # fmt: skip
+    call = first.output[-1]
+    assert (call.type, call.name) == ("function_call", "weather")
+    result: dict[str, Any] = {
+        "type": "function_call_output", "call_id": call.call_id, "output": "sunny"
+    }  # fmt: skip
+    if by_id:
+        more: dict[str, Any] = {"input": [result], "previous_response_id": first.id}
+    else:
+        said = [item.model_dump(exclude_none=True) for item in first.output]
+        more = {"input": [{"role": "user", "content": "Weather?"}, *said, result]}
+    second = client.responses.create(model="thinker", tools=RESPONSE_TOOLS, temperature=0, **more)
+    assert second.status == "completed"
+    # The thinking of the first step is in the prompt of the second.
+    assert second.usage.input_tokens > first.usage.input_tokens + 10
+
+
+def test_streamed_function_calls_of_responses(client):
+    events = list(
+        client.responses.create(
+            model="thinker", input="Weather?", tools=RESPONSE_TOOLS, tool_choice="required",
+            parallel_tool_calls=False, stream=True,
+        )
+    )  # fmt: skip
+    done = next(e for e in events if e.type == "response.function_call_arguments.done")
+    assert json.loads(done.arguments)["day"] in ("today", "tomorrow")
+    assert events[-1].response.output[-1].arguments == done.arguments
+
+
+def test_errors_of_responses(client):
+    with pytest.raises(openai.BadRequestError, match=r"input\[0\]"):
+        client.responses.create(model="thinker", input=[{"type": "computer_call"}])
+    with pytest.raises(openai.BadRequestError, match="only functions"):
+        client.responses.create(model="thinker", input="x", tools=[{"type": "web_search"}])
+    with pytest.raises(openai.NotFoundError):
+        client.responses.create(model="nothing-like-it", input="x")
+
+
+def test_the_tokens_of_a_response_are_counted(client):
+    counted = client.responses.input_tokens.count(model="thinker", input="One?")
+    done = client.responses.create(model="thinker", input="One?")
+    assert counted.input_tokens == done.usage.input_tokens
+
+
+# --- messages
+
+
+def test_a_message_has_thinking_and_text_blocks(claude):
+    done = claude.messages.create(
+        model="thinker", messages=ASK, max_tokens=200, system="Be kind.",
+        thinking={"type": "enabled", "budget_tokens": 1024},
+    )  # fmt: skip
+    assert [block.type for block in done.content] == ["thinking", "text"]
+    assert (done.content[0].thinking, done.content[1].text) == (THINKING, ANSWER)
+    assert done.content[0].signature
+    assert done.stop_reason == "end_turn"
+    assert done.usage.output_tokens_details.thinking_tokens > 0
+
+
+def test_a_message_without_thinking(claude):
+    done = claude.messages.create(
+        model="thinker", messages=ASK, max_tokens=200, thinking={"type": "disabled"}
+    )
+    assert [block.type for block in done.content] == ["text"]
+
+
+def test_a_streamed_message_tells_of_every_block(claude):
+    with claude.messages.stream(model="thinker", messages=ASK, max_tokens=200) as stream:
+        kinds = [event.type for event in stream]
+        done = stream.get_final_message()
+    assert (done.content[0].thinking, done.content[1].text) == (THINKING, ANSWER)
+    assert done.content[0].signature
+    assert kinds[0] == "message_start"
+    assert kinds[-1] == "message_stop"
+    assert done.usage.output_tokens > 0
+
+
+def test_stop_sequences_and_limits_of_messages(claude):
+    done = claude.messages.create(
+        model="thinker", messages=ASK, max_tokens=200, stop_sequences=["hills"]
+    )
+    assert (done.stop_reason, done.stop_sequence) == ("stop_sequence", "hills")
+    short = claude.messages.create(model="thinker", messages=ASK, max_tokens=2)
+    assert (short.stop_reason, short.usage.output_tokens) == ("max_tokens", 2)
+
+
+@pytest.mark.parametrize("streamed", [False, True])
+def test_a_tool_loop_of_messages_with_its_thinking_passed_back(claude, streamed):
+    asked = {
+        "model": "thinker", "messages": ASK, "max_tokens": 300, "tools": MESSAGE_TOOLS,
+        "tool_choice": {"type": "tool", "name": "weather", "disable_parallel_tool_use": True},
+        "temperature": 0,
+    }  # fmt: skip
+    if streamed:
+        with claude.messages.stream(**asked) as stream:
+            first = stream.get_final_message()
+    else:
+        first = claude.messages.create(**asked)
+    call = first.content[-1]
+    assert (first.stop_reason, call.type, call.name) == ("tool_use", "tool_use", "weather")
+    assert call.input["day"] in ("today", "tomorrow")
+    said = [block.model_dump(exclude_none=True) for block in first.content]
+    result = {"type": "tool_result", "tool_use_id": call.id, "content": "sunny"}
+    loop = [*ASK, {"role": "assistant", "content": said}, {"role": "user", "content": [result]}]
+    second = claude.messages.create(
+        model="thinker", messages=loop, max_tokens=200, tools=MESSAGE_TOOLS, temperature=0
+    )
+    assert second.stop_reason == "end_turn"
+    counted = [
+        claude.messages.count_tokens(model="thinker", messages=messages, tools=MESSAGE_TOOLS)
+        for messages in (loop, [ASK[0], {"role": "assistant", "content": said[1:]}, loop[2]])
+    ]
+    assert counted[0].input_tokens > counted[1].input_tokens
+
+
+def test_a_message_goes_on_from_what_is_put_in_its_mouth(claude):
+    begun = [*ASK, {"role": "assistant", "content": "Rome is"}]
+    done = claude.messages.create(model="thinker", messages=begun, max_tokens=50)
+    assert done.content[0].type == "text"
+
+
+def test_counted_tokens_are_those_of_the_prompt(claude):
+    counted = claude.messages.count_tokens(model="thinker", messages=ASK)
+    done = claude.messages.create(model="thinker", messages=ASK, max_tokens=5)
+    usage = done.usage
+    assert counted.input_tokens == usage.input_tokens + usage.cache_read_input_tokens
+
+
+def test_a_message_obeys_a_schema(claude):
+    done = claude.messages.create(
+        model="thinker", messages=ASK, max_tokens=200,
+        output_config={"format": {"type": "json_schema", "schema": SCHEMA}},
+    )  # fmt: skip
+    assert json.loads(done.content[-1].text)["n"] in range(10)
+
+
+def test_errors_of_messages_have_anthropics_form(claude):
+    with pytest.raises(anthropic.NotFoundError) as missing:
+        claude.messages.create(model="nothing-like-it", messages=ASK, max_tokens=5)
+    assert missing.value.body["type"] == "error"
+    assert missing.value.body["error"]["type"] == "not_found_error"
+    image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": ""}}
+    with pytest.raises(anthropic.BadRequestError, match="image"):
+        claude.messages.create(
+            model="thinker", messages=[{"role": "user", "content": [image]}], max_tokens=5
+        )
