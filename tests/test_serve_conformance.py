@@ -1,4 +1,4 @@
-"""The real `openai` and `anthropic` clients against a real server: every endpoint, whole and streamed."""
+"""The real `openai` and `anthropic` clients against a real server: whole answers and streams."""
 
 from __future__ import annotations
 
@@ -177,8 +177,8 @@ def test_errors_of_chat_are_the_clients_own_exceptions(client):
         client.chat.completions.create(model="nothing-like-it", messages=ASK)
     with pytest.raises(openai.UnprocessableEntityError):
         client.chat.completions.create(model="thinker", messages=ASK, temperature=9)
+    wish = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}
     with pytest.raises(openai.BadRequestError, match="not"):
-        wish = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"not": {}}}}
         client.chat.completions.create(model="thinker", messages=ASK, response_format=wish)
     with pytest.raises(openai.BadRequestError, match="tool_choice"):
         client.chat.completions.create(model="thinker", messages=ASK, tool_choice="required")
@@ -379,7 +379,7 @@ def test_a_tool_loop_of_messages_with_its_thinking_passed_back(claude, streamed)
     asked = {
         "model": "thinker", "messages": ASK, "max_tokens": 300, "tools": MESSAGE_TOOLS,
         "tool_choice": {"type": "tool", "name": "weather", "disable_parallel_tool_use": True},
-        "temperature": 0,
+        "extra_body": {"temperature": 0},
     }  # fmt: skip
     if streamed:
         with claude.messages.stream(**asked) as stream:
@@ -393,7 +393,11 @@ def test_a_tool_loop_of_messages_with_its_thinking_passed_back(claude, streamed)
     result = {"type": "tool_result", "tool_use_id": call.id, "content": "sunny"}
     loop = [*ASK, {"role": "assistant", "content": said}, {"role": "user", "content": [result]}]
     second = claude.messages.create(
-        model="thinker", messages=loop, max_tokens=200, tools=MESSAGE_TOOLS, temperature=0
+        model="thinker",
+        messages=loop,
+        max_tokens=200,
+        tools=MESSAGE_TOOLS,
+        extra_body={"temperature": 0},
     )
     assert second.stop_reason == "end_turn"
     counted = [

@@ -23,7 +23,8 @@ ANSWER = "Rome is old; its hills are seven."
 @contextmanager
 def running_server(model: Path, **settings: Any) -> Iterator[str]:
     """The URL of a server of this model, which stops when the block is left."""
-    chosen = Settings(**{"model": str(model), "port": 0, "cache_tokens": 16384, **settings})
+    own = {"cache_tokens": 16384, "database_url": f"sqlite:///{model.parent / 'chats.db'}"}
+    chosen = Settings(**{"model": str(model), "port": 0, **own, **settings})
     listening = listen(chosen)
     server = uvicorn.Server(uvicorn.Config(create_app(chosen), log_level="warning"))
     loop = asyncio.new_event_loop()
