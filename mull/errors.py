@@ -47,3 +47,15 @@ class TrainFailedError(TrainError):
 
 class KernelError(MullError):
     """A kernel was asked for that this machine or build does not have."""
+
+
+class StoreError(MullError):
+    """The database of conversations cannot be used: damaged, read-only, made by a newer mull."""
+
+
+class StoreBusyError(StoreError):
+    """It is locked, or cannot be reached just now; nothing was written, try again."""
+
+
+class StoreFullError(StoreError):
+    """The disk is full; nothing was written, and nothing is lost."""

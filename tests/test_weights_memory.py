@@ -34,6 +34,8 @@ def test_the_catalogue_holds_the_models_the_issue_names() -> None:
         "deepseek-r1-0528-qwen3-8b",
         "deepseek-v3",
         "deepseek-v2-lite-chat",
+        "deepseek-v3-base",
+        "qwen2.5-math-1.5b",
     }
 
 

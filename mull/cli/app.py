@@ -26,6 +26,7 @@ from mull.cli.rm import rm
 from mull.cli.show import show
 from mull.cli.terminal import one_line
 from mull.cli.train import train
+from mull.cli.up import up
 from mull.errors import MullError, TrainFailedError
 
 app = typer.Typer(
@@ -36,7 +37,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for verb in (chat, ask, pull, models, show, rm, export, bench, train, doctor):
+for verb in (up, chat, ask, pull, models, show, rm, export, bench, train, doctor):
     app.command()(verb)
 
 # typer exports one usage error only; all of them share its base class.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,8 +17,16 @@ if TYPE_CHECKING:
 
 def train(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="A .toml file, or the name of one mull has.")
+        str,
+        typer.Argument(
+            metavar="RECIPE",
+            help="A .toml file, the name of one mull has, or your problems: a .py or .jsonl file.",
+        ),
     ],
+    base: Annotated[
+        str | None,
+        typer.Option("--base", "-m", metavar="MODEL", help="The model to start from."),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option("--out", "-o", metavar="DIR", help="Default: runs/<name> in MULL_HOME."),
@@ -42,11 +51,9 @@ def train(
     Ctrl-C stops with the state saved; --resume goes on, to the same result as a run never stopped.
     The folder of the result goes to stdout.
     """
-    from mull.train.recipe_file import load_recipe
-    from mull.train.shipped import find_recipe
+    from mull.train.shipped import read_recipe
 
-    path = find_recipe(recipe)
-    loaded = load_recipe(path, changes or ())
+    loaded = read_recipe(recipe, changes or (), base)
     folder = _folder(out, loaded)
     if dry_run:
         return _dry_run(loaded)
@@ -55,7 +62,7 @@ def train(
 
     check(loaded)
     ending = run_recipe(loaded, folder, resume=resume, allow_changes=allow_changes, budget=budget)
-    again = f"mull train {recipe} --out {folder} --resume"
+    again = _again(recipe, base, changes, folder)
     if ending.status == "interrupted":
         note(f"stopped, state saved; go on with: {again}")
         return 130
@@ -63,6 +70,14 @@ def train(
         note(f"the budget is spent; go on with a larger one: {again} --budget ...")
     print(ending.final or ending.folder)
     return 0
+
+
+def _again(recipe: str, base: str | None, changes: list[str] | None, folder: Path) -> str:
+    """The command that goes on with this run."""
+    given = [recipe, *(["--base", base] if base else [])]
+    for change in changes or ():
+        given += ["--set", change]
+    return shlex.join(["mull", "train", *given, "--out", str(folder), "--resume"])
 
 
 def _folder(out: Path | None, recipe: Recipe) -> Path:

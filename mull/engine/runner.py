@@ -205,6 +205,15 @@ class _Stream(ABC):
     def is_finished(self) -> bool:
         return self._unfinished == 0
 
+    @property
+    def queue_position(self) -> int | None:
+        """1 for who is served next, 0 once being served; None before the engine has seen it."""
+        if self.request_id is None:
+            return None
+        waiting = list(self._loop.engine.scheduler.waiting)  # another thread changes it
+        ids = [seq.request_id for seq in waiting]
+        return ids.index(self.request_id) + 1 if self.request_id in ids else 0
+
     def cancel(self) -> None:
         """Give up the request: its blocks are free before the next step. Harmless when finished."""
         if not self.is_finished:

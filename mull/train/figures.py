@@ -6,6 +6,9 @@ import math
 from typing import Any
 
 NONE = "–"
+_UNITS = (
+    (1e21, "Z"), (1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k"),
+)  # fmt: skip
 
 
 def number(value: Any) -> float | None:
@@ -37,7 +40,7 @@ def count(value: float | None) -> str:
     """A count of things, in thousands, millions, ... above ten thousand."""
     if value is None:
         return NONE
-    for limit, unit in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+    for limit, unit in _UNITS:
         if abs(value) >= limit:
             return f"{value / (1e3 if unit == 'k' else limit):,.1f} {unit}"
     return f"{value:,.0f}"

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from mull import weights
-from mull.errors import RecipeError, TrainError
+from mull.errors import RecipeError, WeightsError
 from mull.model import ModelConfig
 from mull.text import Tokenizer
 from mull.train.bill import Bill, Budget
@@ -30,13 +30,17 @@ from mull.train.recipe import (
 from mull.train.sizes import fresh_config
 from mull.train.stages.evaluate import evaluated
 
-# Shares of the peak of matrix products that were measured on small models: the update's, and of
-# decoding many answers at once. A step of a tiny model is mostly other work than products.
-_UPDATE_SHARE, _ROLLOUT_SHARE = 0.4, 0.12
+# Shares of the peak of matrix products that were measured: the update's, and of decoding many
+# answers at once, where a token of a tiny model costs its bookkeeping before all.
+_UPDATE_SHARE, _ROLLOUT_SHARE = 0.4, 0.45
+_SAMPLED_TOKEN_SECONDS = 25e-6
 # Answers are seldom as long as they may be, questions hardly ever.
 _MEAN_ANSWER_SHARE, _QUESTION_TOKENS = 0.5, 32
-# Float32 values a layer keeps for its backward pass, per token and unit of width (measured).
+# Numbers a layer keeps for its backward pass, per token and unit of width (measured), and the
+# bytes of one: in bfloat16 half of them are narrow.
 _KEPT_PER_WIDTH = 34
+_KEPT_BYTES = {"fp32": 4, "bf16": 3}
+_MOST_PASS_TOKENS = 8192
 _RUNNING = 512
 
 
@@ -78,6 +82,7 @@ class Plan:
     seconds: float
     joules: float
     dollars: float
+    is_here: bool = True
 
 
 def check(recipe: Recipe) -> None:
@@ -95,7 +100,8 @@ def check(recipe: Recipe) -> None:
 def plan(recipe: Recipe, peak: Peak | None = None) -> Plan:
     """Raises RecipeError for sizes no model can have, WeightsError for a base that is not there."""
     check(recipe)
-    peak = peak or Peak()
+    stated = recipe.machine.tflop_per_s
+    peak = peak or Peak(None if stated is None else stated * 1e3)
     config = model_config(recipe, recipe.model)
     costs = [_cost(recipe, stage, peak) for stage in recipe.stages]
     bill = Bill(recipe.machine)
@@ -113,13 +119,14 @@ def plan(recipe: Recipe, peak: Peak | None = None) -> Plan:
         line["seconds"],
         line["joules"],
         line["dollars"],
+        is_here=stated is None,
     )
 
 
 def model_config(recipe: Recipe, spec: ModelSpec) -> ModelConfig:
     """Of a base, or of a fresh model with as many tokens as its tokenizer is to have."""
     if spec.base is not None:
-        return weights.load_config(weights.resolve(spec.base))
+        return _base_config(spec.base)
     like = recipe.model.base or recipe.tokenizer.like
     if like is None:
         return fresh_config(spec, recipe.tokenizer.vocabulary, bos=0, eos=1)
@@ -127,19 +134,27 @@ def model_config(recipe: Recipe, spec: ModelSpec) -> ModelConfig:
     return fresh_config(spec, Tokenizer.from_source(source).vocab_size, bos=0, eos=1)
 
 
+def _base_config(base: str) -> ModelConfig:
+    """Of a model that is here, or whose shape the catalogue knows."""
+    try:
+        return weights.load_config(weights.resolve(base))
+    except WeightsError:
+        known = weights.load_catalog().get(base.lower())
+        if known is None or not known.config:
+            raise
+        return ModelConfig.from_dict(known.config)
+
+
 def memory_of(recipe: Recipe, config: ModelConfig) -> Memory:
     parameters = config.parameter_count(mtp=True)[0]
     trained = _trained(recipe, config, parameters)
-    passes = [_pass_tokens(stage) for stage in recipe.stages]
-    kept = config.num_hidden_layers * config.hidden_size * _KEPT_PER_WIDTH
-    if all(stage.checkpointing for stage in recipe.stages):
-        kept = config.hidden_size * (config.num_hidden_layers + _KEPT_PER_WIDTH)
+    activations = [_activation_bytes(stage, config) for stage in recipe.stages]
     per_token = config.num_hidden_layers * config.cache_values_per_layer * 4
     return Memory(
         weights=4 * parameters,
         # The gradient, and AdamW's two moments.
         optimiser=4 * 3 * trained,
-        activations=4 * kept * max(passes, default=0),
+        activations=max(activations, default=0),
         cache=max((_cached_tokens(stage) for stage in recipe.stages), default=0) * per_token
         + 4 * parameters,
     )
@@ -148,6 +163,7 @@ def memory_of(recipe: Recipe, config: ModelConfig) -> Memory:
 def describe(plan: Plan) -> str:
     """For people: what `--dry-run` prints."""
     memory = plan.memory
+    machine = "this machine" if plan.is_here else "the machine that the recipe states"
     lines = [
         f"{plan.name}: {count(plan.parameters)} parameters, {count(plan.active)} active per token",
         "",
@@ -161,31 +177,30 @@ def describe(plan: Plan) -> str:
         f"memory: {_gb(memory.total)} at most (weights {_gb(memory.weights)}, optimiser "
         f"{_gb(memory.optimiser)}, activations {_gb(memory.activations)}, rollouts "
         f"{_gb(memory.cache)}); free here: {_gb(plan.available)}",
-        f"time: about {duration(plan.seconds)} on this machine, to a factor of two",
+        f"time: about {duration(plan.seconds)} on {machine}, to a factor of two",
         f"bill: {energy(plan.joules)}, {dollars(plan.dollars)}",
     ]
     return "\n".join(lines)
-
-
-def refuse_unless_fits(plan: Plan) -> None:
-    if plan.memory.total > plan.available:
-        raise TrainError(
-            f"{plan.name} needs about {_gb(plan.memory.total)} of memory, but "
-            f"{_gb(plan.available)} are free: lower batch_tokens, set checkpointing, or use lora"
-        )
 
 
 def _cost(recipe: Recipe, stage: StageBase, peak: Peak) -> StageCost:
     config = _config_of(recipe, stage)
     tokens, sampled = _learnt(recipe, stage), _sampled(recipe, stage)
     length = _length(stage)
-    learn = _flops(config, tokens, length, is_learning=True)
+    frozen = recipe.model.lora is not None
+    learn = _flops(config, tokens, length, is_learning=True, frozen=frozen)
     if isinstance(stage, Distill) and recipe.model.base is None:
         config = model_config(recipe, recipe.model)  # the teacher answers
+    if isinstance(stage, Distill) and "://" in stage.teacher:
+        sampled = 0  # elsewhere, and on another bill
     sample = _flops(config, sampled, length, is_learning=False)
     rate = peak.gflop_per_s(stage.precision) * 1e9
     seconds = learn / (rate * _UPDATE_SHARE)
-    seconds += sample / (peak.gflop_per_s("fp32") * 1e9 * _ROLLOUT_SHARE)
+    narrow = getattr(stage, "rollout_precision", "fp32") != "fp32"
+    rate = peak.gflop_per_s("bf16" if narrow else "fp32") * 1e9
+    seconds += sample / (rate * _ROLLOUT_SHARE)
+    if peak.stated is None:
+        seconds += sampled * _SAMPLED_TOKEN_SECONDS
     return StageCost(stage.name, stage.kind, tokens, sampled, learn, sample, seconds)
 
 
@@ -194,11 +209,13 @@ def _config_of(recipe: Recipe, stage: StageBase) -> ModelConfig:
     return model_config(recipe, student or recipe.model)
 
 
-def _flops(config: ModelConfig, tokens: int, length: int, *, is_learning: bool) -> float:
-    """Of so many tokens in sequences of that length; sampling is a third of learning."""
+def _flops(
+    config: ModelConfig, tokens: int, length: int, *, is_learning: bool, frozen: bool = False
+) -> float:
+    """Of so many tokens in sequences of that length; sampling is a third of learning everything."""
     if not tokens:
         return 0.0
-    one = step_flops(config, [length], length)
+    one = step_flops(config, [length], length, frozen=frozen)
     return one * tokens / length / (1 if is_learning else 3)
 
 
@@ -257,12 +274,21 @@ def _length(stage: StageBase) -> int:
     return _episode(sampling.max_tokens) if sampling is not None else 1
 
 
+def _activation_bytes(stage: StageBase, config: ModelConfig) -> int:
+    """Kept between forward and backward of the stage's largest pass."""
+    per_token = config.num_hidden_layers * _KEPT_PER_WIDTH
+    if stage.checkpointing:
+        per_token = config.num_hidden_layers + _KEPT_PER_WIDTH
+    return _pass_tokens(stage) * per_token * config.hidden_size * _KEPT_BYTES[stage.precision]
+
+
 def _pass_tokens(stage: StageBase) -> int:
-    return (
-        min(getattr(stage, "batch_tokens", 0), 8192)
-        if not isinstance(stage, Rl)
-        else (stage.batch_tokens)
-    )
+    if isinstance(stage, Rl):
+        answers = math.ceil(stage.questions * stage.group / stage.minibatches)
+        return min(stage.batch_tokens, answers * (_QUESTION_TOKENS + stage.sampling.max_tokens))
+    if isinstance(stage, LearnStage):
+        return min(stage.batch_tokens, _MOST_PASS_TOKENS)
+    return 0
 
 
 def _cached_tokens(stage: StageBase) -> int:

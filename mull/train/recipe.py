@@ -188,9 +188,13 @@ class Sft(LearnStage):
 
 
 class Sampling(Table):
+    """think_budget: after so many tokens of thinking the engine closes it, so that an answer comes;
+    tokens that it writes are not learnt from."""
+
     temperature: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     max_tokens: Positive = 256
+    think_budget: Positive | None = None
 
 
 class Rl(StageBase):
@@ -274,11 +278,15 @@ Stage = Annotated[Pretrain | Sft | Rl | Reject | Distill | Evaluate, Field(discr
 
 
 class Machine(Table):
-    """For the bill: what the machine draws, and what an hour of it and a kWh cost."""
+    """For the bill: what the machine draws, and what an hour of it and a kWh cost.
+
+    tflop_per_s: its matrix products at best, for the plan of a run elsewhere; None: this machine,
+    measured."""
 
     watts: Annotated[float, Field(ge=0)] = 30.0
     dollars_per_hour: Annotated[float, Field(ge=0)] = 0.0
     dollars_per_kwh: Annotated[float, Field(ge=0)] = 0.30
+    tflop_per_s: Annotated[float, Field(gt=0)] | None = None
 
 
 class Recipe(Table):

@@ -129,6 +129,7 @@ class Sampler:
             question.prompt,
             params,
             starts_in_thinking=self.thinking,
+            think_budget=sampling.think_budget if self.thinking else None,
             detect_loops=False,
             speculate=False,
         )

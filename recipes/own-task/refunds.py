@@ -29,7 +29,8 @@ def make_problem(rng):
     for rule, applies, decision in rules:
         steps.append(f"{rule}: {decision if applies else 'no'}")
         if applies:
-            return question, decision, "\n".join(steps)
+            break
+    return question, decision, "\n".join(steps)
 
 
 def verify(problem, text):

@@ -19,7 +19,7 @@ from mull.errors import TaskError
 from mull.tasks import Problem, Verdict
 from mull.train.metrics import Sample
 from mull.train.models import OWN
-from mull.train.recipe import Evaluate, Recipe, Reject, Rewards, Sampling
+from mull.train.recipe import Evaluate, Recipe, Reject, Rewards
 from mull.train.rewards import Judge, Judged
 from mull.train.rollout import Sampler
 from mull.train.seeds import narrow_seed_of
@@ -120,7 +120,7 @@ def _chunk(
     judged = judge.judged(problems, answers, Rewards(), room)
     greedy: list[Judged | None] = [None] * len(problems)
     if stage.greedy:
-        likeliest = Sampling(temperature=0.0, max_tokens=room)
+        likeliest = stage.sampling.model_copy(update={"temperature": 0.0, "top_p": 1.0})
         answers = sampler.answers(questions, likeliest, 1, logprobs=False)
         greedy = [one for (one,) in judge.judged(problems, answers, Rewards(), room)]
     return [_Asked(p, some, one) for p, some, one in zip(problems, judged, greedy, strict=True)]

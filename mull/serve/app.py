@@ -1,0 +1,68 @@
+"""The application: guards around routers, and what lives as long as the server does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+
+from fastapi import FastAPI
+
+import mull
+from mull.serve import accounts, api, errors, static, store, wire
+from mull.serve.answers import RunningAnswers
+from mull.serve.models import ModelPool
+from mull.serve.serving import Serving
+from mull.serve.settings import Settings
+
+ROOMS = (wire, accounts, store, api)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Everything that can be asked of the server. Raises WeightsError for an unknown model."""
+    app = FastAPI(
+        title="mull",
+        version=mull.__version__,
+        lifespan=_lifespan,
+        docs_url=None,  # FastAPI's pages would load scripts from elsewhere
+        redoc_url=None,
+        openapi_url="/docs/openapi.json",
+    )
+    pool = ModelPool(settings)
+    app.state.serving = Serving(settings, pool, RunningAnswers(pool, settings))
+    errors.install(app)
+    for room in ROOMS:
+        for router in room.routers:
+            app.include_router(router)
+
+    @app.get("/health")
+    async def health() -> dict[str, str]:
+        return {"status": "ok", "version": mull.__version__}
+
+    static.install(app, settings.page)
+    return app
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    parts: Serving = app.state.serving
+    async with AsyncExitStack() as stack:
+        for room in ROOMS:
+            for context in room.contexts:
+                await stack.enter_async_context(context(app))
+        chores = [asyncio.create_task(parts.pool.sweep()), asyncio.create_task(_forget(parts))]
+        try:
+            yield
+        finally:
+            await parts.answers.close(parts.settings.shutdown_seconds)
+            for chore in chores:
+                chore.cancel()
+                with suppress(asyncio.CancelledError):
+                    await chore
+            await parts.pool.close()
+
+
+async def _forget(parts: Serving) -> None:
+    while True:
+        await asyncio.sleep(5)
+        parts.answers.forget_old()

@@ -1,0 +1,153 @@
+"""POST /v1/chat/completions: DeepSeek's and OpenAI's form of a conversation."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import Response
+from pydantic import Field
+
+from mull.serve import sse
+from mull.serve.accounts.owner import Owner, current_owner
+from mull.serve.answers import new_id
+from mull.serve.serving import Serving, serving
+from mull.serve.wire.chat_answer import ChatForm, chat_answer, chat_stream, error_chunk
+from mull.serve.wire.common import (
+    MAX_MESSAGES,
+    MAX_SAMPLES,
+    MAX_TOOLS,
+    Count,
+    Effort,
+    Name,
+    Thinking,
+    Wire,
+    stream_response,
+    thinking_options,
+    whole_response,
+)
+
+router = APIRouter()
+
+
+class ChatMessage(Wire):
+    """Checked further by text/messages.py; ids of tokens are never taken from a client."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | list[dict[str, Any]] | None = None
+    name: Name | None = None
+    reasoning_content: str | None = None
+    tool_calls: Annotated[list[dict[str, Any]], Field(max_length=MAX_TOOLS)] | None = None
+    tool_call_id: Name | None = None
+    prefix: bool = False
+
+
+class StreamOptions(Wire):
+    include_usage: bool = False
+    resumable: bool = False
+
+
+class Sampling(Wire):
+    """How tokens are drawn: the fields that chat and plain completions share."""
+
+    max_tokens: Count | None = None
+    temperature: Annotated[float, Field(ge=0, le=2, allow_inf_nan=False)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    logit_bias: (
+        Annotated[dict[int, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)]
+        | None
+    ) = None
+    stop: (
+        str
+        | Annotated[
+            list[Annotated[str, Field(min_length=1, max_length=1000)]], Field(max_length=16)
+        ]
+        | None
+    ) = None
+    seed: Annotated[int, Field(ge=-(2**63), le=2**64 - 1)] | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] | None = None
+
+    def sampling(self) -> dict[str, Any]:
+        """As SamplingParams takes them."""
+        names = (
+            "max_tokens temperature top_p top_k min_p presence_penalty frequency_penalty "
+            "repetition_penalty logit_bias stop seed n"
+        )
+        return {name: getattr(self, name) for name in names.split()}
+
+
+class ChatRequest(Sampling):
+    model: Name | None = None
+    messages: Annotated[list[ChatMessage], Field(min_length=1, max_length=MAX_MESSAGES)]
+    stream: bool | None = False
+    stream_options: StreamOptions | None = None
+    store: bool | None = False
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = False
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    thinking: Thinking | None = None
+    reasoning_effort: Effort | None = None
+    thinking_budget: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
+    response_format: dict[str, Any] | None = None
+    tools: Annotated[list[dict[str, Any]], Field(max_length=MAX_TOOLS)] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = True
+
+
+@router.post("/chat/completions")
+async def chat_completions(
+    request: Request,
+    asked: ChatRequest,
+    owner: Annotated[Owner, Depends(current_owner)],
+    parts: Annotated[Serving, Depends(serving)],
+) -> Response:
+    """The assistant's next message, whole or as a stream of chunks."""
+    options = asked.stream_options or StreamOptions()
+    form = ChatForm(include_usage=options.include_usage, logprobs=bool(asked.logprobs))
+    starting = parts.answers.start(
+        owner,
+        asked.model,
+        [message.model_dump(exclude_none=True, exclude={"prefix"}) for message in asked.messages],
+        _options(asked),
+        id=new_id("chatcmpl"),
+        keep=bool(asked.store) or options.resumable,
+        form=form,
+    )
+    if not asked.stream:
+        return await whole_response(request, starting, chat_answer)
+    keep_alive = parts.settings.keep_alive_seconds
+    return await stream_response(
+        starting,
+        lambda answer: chat_stream(answer, keep_alive=keep_alive),
+        keep_alive=keep_alive,
+        failed=error_chunk,
+    )
+
+
+def _options(asked: ChatRequest) -> dict[str, Any]:
+    options = asked.sampling()
+    if asked.max_completion_tokens is not None:
+        options["max_tokens"] = asked.max_completion_tokens
+    if asked.logprobs:
+        options["logprobs"] = asked.top_logprobs or 0
+    options |= thinking_options(
+        asked.model,
+        thinking=asked.thinking,
+        effort=asked.reasoning_effort,
+        budget=asked.thinking_budget,
+    )
+    options |= {
+        "tools": asked.tools,
+        "tool_choice": asked.tool_choice,
+        "parallel_tool_calls": asked.parallel_tool_calls is not False,
+        "response_format": asked.response_format,
+    }
+    return options
+
+
+__all__ = ["ChatRequest", "router", "sse"]

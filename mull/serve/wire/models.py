@@ -1,0 +1,34 @@
+"""GET /v1/models: what can be asked for."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Depends
+
+from mull.serve.accounts.owner import Owner, current_owner
+from mull.serve.serving import Serving, serving
+
+router = APIRouter()
+
+
+@router.get("/models")
+def list_models(
+    owner: Annotated[Owner, Depends(current_owner)],
+    parts: Annotated[Serving, Depends(serving)],
+) -> dict[str, Any]:
+    """Every model on this machine, the default one first."""
+    return {"object": "list", "data": [_model(name, parts) for name in parts.pool.names()]}
+
+
+@router.get("/models/{name:path}")
+def get_model(
+    name: str,
+    owner: Annotated[Owner, Depends(current_owner)],
+    parts: Annotated[Serving, Depends(serving)],
+) -> dict[str, Any]:
+    return _model(parts.pool.find(name), parts)
+
+
+def _model(name: str, parts: Serving) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": int(parts.started), "owned_by": "mull"}
