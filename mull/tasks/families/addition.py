@@ -16,7 +16,7 @@ class Addition(Family):
     """Sum or difference of two long whole numbers; a difference is never negative.
 
     Levels: the longer number has level + 3 digits, the other as many or up to two fewer. Both are
-    written backwards, the result below them column by column: level 3 is about 30 symbols.
+    added column by column from the units on, ten symbols each: level 3 is about 70 symbols.
     """
 
     name = "addition"

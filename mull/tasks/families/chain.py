@@ -17,8 +17,8 @@ class Chain(Family):
     """A running value through additions, subtractions and multiplications by one digit.
 
     Levels: level + 2 operations. digits: the running value stays below 10**digits (default 3) and
-    never negative. A line per operation, the value backwards: a sum is about 14 symbols, a product
-    about 32 (a quarter of the operations), so that level 4 (six operations) is about 110.
+    never negative. A line per operation, ten symbols for each digit of the running value, which is
+    then said backwards: level 2 (four operations) is about 130, with two digits about 90.
     """
 
     name = "chain"

@@ -23,7 +23,7 @@ class Gcd(Family):
     is left.
 
     Levels (digits, subtractions): 0: 2, 2-4; 1: 2, 3-7; 2: 3, 4-7; 3: 3, 5-10; 4: 3, 8-14;
-    5: 4, 8-14; 6: 4, 12-20. A subtraction of three digits is 15 symbols: level 2 is about 85.
+    5: 4, 8-14; 6: 4, 12-20. A subtraction of three digits is 35 symbols: level 2 is about 170.
     """
 
     name = "gcd"

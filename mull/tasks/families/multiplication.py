@@ -22,7 +22,7 @@ class Multiplication(Family):
 
     Levels (digits of the factors): 0: 2x1, 1: 2x2, 2: 3x2, 3: 3x3, 4: 4x3, 5: 4x4, 6: 5x4, 7: 5x5.
     A line per digit of the second factor: its digit steps, then the shifted partial product
-    backwards; from the second on a line with the running sum. 3x2 is about 95 symbols.
+    backwards; from the second on a line with the running sum. 3x2 is about 120 symbols.
     """
 
     name = "multiplication"
