@@ -107,7 +107,7 @@ def _gcd(entry: Entry) -> str:
 
 
 def _euclid(a: int, b: int) -> tuple[int, list[str]]:
-    """Divisions with small quotients: a difference, before it the multiple `~b*q=~p` that is taken away."""
+    """Divisions with small quotients: differences, the multiple taken away before each."""
     width = max(len(str(a)), len(str(b)))
     a, b = max(a, b), min(a, b)
     lines = []
