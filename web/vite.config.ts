@@ -4,7 +4,7 @@ import { defineConfig, type Plugin } from "vite";
 // What a first visit loads, in gzipped bytes of JavaScript; the build says the figure and fails above it.
 const INITIAL_SCRIPT_LIMIT = 250_000;
 
-export default defineConfig(async ({ mode }) => ({
+export default defineConfig({
   base: "/",
   oxc: { jsx: { runtime: "automatic", importSource: "preact" } },
   build: {
@@ -25,12 +25,8 @@ export default defineConfig(async ({ mode }) => ({
       ]),
     ),
   },
-  plugins: [
-    onlyWoff2(),
-    initialScriptSize(),
-    ...(mode === "mock" ? [(await import("./dev/mock.ts")).mock()] : []),
-  ],
-}));
+  plugins: [onlyWoff2(), initialScriptSize()],
+});
 
 /** KaTeX names three formats of every font; browsers that can run this page all read the first. */
 function onlyWoff2(): Plugin {

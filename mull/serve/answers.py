@@ -28,7 +28,7 @@ PROGRESS_SECONDS = 0.9
 
 @dataclass(frozen=True)
 class Piece:
-    """One numbered event: of the engine, or the error that ended the answer. `last`: none follows."""
+    """One numbered event: of the engine, or the error that ended it. `last`: none follows."""
 
     number: int
     event: Event | None = None

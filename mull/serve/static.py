@@ -28,9 +28,9 @@ def install(app: FastAPI, folder: Path) -> None:
             caching = _FOREVER if path.startswith("assets/") else "no-cache"
             return FileResponse(file, headers={"Cache-Control": caching})
         index = _file_at(root, "index.html")
-        if path.startswith("assets/") or "text/html" not in request.headers.get("accept", "*/*"):
-            if path or index is not None or "*/*" not in request.headers.get("accept", "*/*"):
-                raise ApiError(404, f"there is nothing at /{path[:200]}")
+        is_page = "text/html" in request.headers.get("accept", "") or not path
+        if path.startswith("assets/") or not is_page:
+            raise ApiError(404, f"there is nothing at /{path[:200]}")
         if index is None:
             return PlainTextResponse("mull is running; its page has not been built (make web).\n")
         return FileResponse(index, headers={"Cache-Control": "no-cache"})

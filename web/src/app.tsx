@@ -2,7 +2,6 @@
 
 import { type ComponentType, Fragment } from "preact";
 import { useEffect, useErrorBoundary, useState } from "preact/hooks";
-import { Chat, NewChat } from "./chat/chat";
 import { t } from "./i18n";
 import { Login } from "./pages/login";
 import { route } from "./router";
@@ -49,10 +48,8 @@ function Here() {
     case "unknown":
     case "login":
       return <Unknown />;
-    case "chat":
-      return <Chat id={here.id} />;
-    case "new":
-      return <NewChat />;
+    default:
+      return <main class="page" id="main" />;
   }
 }
 

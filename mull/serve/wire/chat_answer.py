@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import mull
-from mull.engine import Event, Output, TokenLogprob
+from mull.engine import Event, Output, TokenLogprob, ToolCall
 from mull.serve import sse
 from mull.serve.answers import Piece, RunningAnswer
 from mull.serve.errors import ApiError
@@ -46,8 +46,8 @@ async def chat_stream(
     for piece in answer.pieces[:after]:
         writer.write(piece)  # what the reader has seen already
     async with aclosing(answer.events(after, keep_alive=keep_alive)) as pieces:  # type: ignore[type-var]
-        async for piece in pieces:
-            yield sse.KEEP_ALIVE if piece is None else writer.write(piece)
+        async for new in pieces:
+            yield sse.KEEP_ALIVE if new is None else writer.write(new)
 
 
 def error_chunk(error: ApiError) -> bytes:
@@ -90,7 +90,8 @@ class _ChunkWriter:
         elif event.tool_call is not None:
             number = self.calls[event.index]
             self.calls[event.index] += 1
-            delta = {"tool_calls": [{"index": number, **self._call(event.index, number, event)}]}
+            call = tool_call(self.answer, event.index, number, event.tool_call)
+            delta = {"tool_calls": [{"index": number, **call}]}
         finish = None if event.output is None else finish_reason(self.answer, event.output)
         chunk = self._chunk(event.index, delta, finish)
         if self.form.logprobs:
@@ -98,12 +99,6 @@ class _ChunkWriter:
             listed = logprob_entries(event.logprobs, self.answer.llm.tokenizer)
             chunk["choices"][0]["logprobs"] = {name: listed} if listed else None
         return [*chunks, chunk]
-
-    def _call(self, index: int, number: int, event: Event) -> dict[str, Any]:
-        assert event.tool_call is not None
-        return tool_call(
-            self.answer, index, number, event.tool_call.name, event.tool_call.arguments
-        )
 
     def _chunk(
         self, index: int, delta: dict[str, Any], finish: str | None = None
@@ -134,7 +129,7 @@ def _choice(answer: RunningAnswer, output: Output) -> dict[str, Any]:
     }
     if output.tool_calls:
         message["tool_calls"] = [
-            tool_call(answer, output.index, number, call.name, call.arguments)
+            tool_call(answer, output.index, number, call)
             for number, call in enumerate(output.tool_calls)
         ]
     logprobs = None
@@ -148,15 +143,13 @@ def _choice(answer: RunningAnswer, output: Output) -> dict[str, Any]:
     }
 
 
-def tool_call(
-    answer: RunningAnswer, index: int, number: int, name: str, arguments: str
-) -> dict[str, Any]:
+def tool_call(answer: RunningAnswer, index: int, number: int, call: ToolCall) -> dict[str, Any]:
     """Its id follows from the answer's, so that a resumed stream names it alike."""
     secret = answer.id.rpartition("-")[2]
     return {
         "id": f"call_{secret}_{index}_{number}",
         "type": "function",
-        "function": {"name": name, "arguments": arguments},
+        "function": {"name": call.name, "arguments": call.arguments},
     }
 
 

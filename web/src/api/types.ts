@@ -217,8 +217,6 @@ export interface Settings {
   theme?: "light" | "dark" | "system";
   enter_sends?: boolean;
   show_thinking?: boolean;
-  /** The last choices, which new chats start with. */
-  model?: string;
-  thinking?: Thinking;
+  folded_folders?: string[];
   [key: string]: unknown;
 }

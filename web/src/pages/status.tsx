@@ -86,7 +86,6 @@ function Rate({ label, values }: { label: string; values: number[] }) {
       </dl>
       <Sparkline
         values={values}
-        slots={REMEMBERED}
         label={t("status.spark", { label, high: number(Math.max(0, ...values)) })}
       />
     </div>

@@ -2,9 +2,7 @@ import { t } from "../i18n";
 import { navigate, route } from "../router";
 import { IconButton } from "../ui/icon-button";
 import { Icon, type IconName } from "../ui/icons";
-import { ConversationList } from "./conversation-list";
-import { query, SearchField, SearchResults } from "./search";
-import { shortcutListOpen, toggleSidebar } from "./state";
+import { shortcutListOpen, toggleSidebar } from "./shell";
 
 export function Sidebar() {
   return (
@@ -24,8 +22,7 @@ export function Sidebar() {
         <Icon name="plus" />
         {t("nav.new")}
       </button>
-      <SearchField />
-      {query.value.trim() ? <SearchResults /> : <ConversationList />}
+      <div class="sidebar-list" />
       <nav class="sidebar-nav" aria-label={t("nav.main")}>
         <NavLink href="/models" icon="cube" label={t("nav.models")} names={["models"]} />
         <NavLink href="/runs" icon="chart" label={t("nav.runs")} names={["runs", "run"]} />
