@@ -2,6 +2,7 @@
 
 import { type ComponentType, Fragment } from "preact";
 import { useEffect, useErrorBoundary, useState } from "preact/hooks";
+import { Chat, NewChat } from "./chat/chat";
 import { t } from "./i18n";
 import { Login } from "./pages/login";
 import { route } from "./router";
@@ -48,8 +49,10 @@ function Here() {
     case "unknown":
     case "login":
       return <Unknown />;
-    default:
-      return <main class="page" id="main" />;
+    case "chat":
+      return <Chat id={here.id} />;
+    case "new":
+      return <NewChat />;
   }
 }
 

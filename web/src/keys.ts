@@ -9,7 +9,8 @@ export interface Shortcut {
   /** "mod+k" (mod is Ctrl, or Command on a Mac), "shift+Escape", "?"; names as in KeyboardEvent.key. */
   keys: string;
   label: Key;
-  run: () => void;
+  /** Returning false leaves the key to whoever else wants it. */
+  run: () => unknown;
   /** Also while typing in a field; those with "mod" always are. */
   whileTyping?: boolean;
 }
@@ -40,7 +41,7 @@ function isField(target: EventTarget | null): boolean {
 
 export function matches(
   keys: string,
-  event: Pick<KeyboardEvent, "key" | "ctrlKey" | "metaKey" | "shiftKey" | "altKey">,
+  event: Pick<KeyboardEvent, "key" | "code" | "ctrlKey" | "metaKey" | "shiftKey" | "altKey">,
 ): boolean {
   const parts = keys.split("+");
   const key = parts[parts.length - 1]!;
@@ -51,17 +52,20 @@ export function matches(
   // "?" needs Shift on most keyboards and not on others: for signs only the sign counts.
   const isSign = key.length === 1 && key.toLowerCase() === key.toUpperCase();
   if (!isSign && parts.includes("shift") !== event.shiftKey) return false;
+  // With Alt a Mac types other signs, and with Ctrl a Korean keyboard may report the syllable: the key itself counts.
+  if ((event.altKey || mod) && /^[a-z]$/.test(key)) return event.code === `Key${key.toUpperCase()}`;
   return event.key.toLowerCase() === key.toLowerCase();
 }
 
 window.addEventListener("keydown", (event) => {
   if (event.isComposing || event.defaultPrevented) return;
+  if (document.querySelector("dialog[open]")) return;
   // The last registered is the one nearest to the user.
   for (const shortcut of shortcuts.value.toReversed()) {
     if (!matches(shortcut.keys, event)) continue;
     if (isField(event.target) && !shortcut.whileTyping && !shortcut.keys.includes("mod")) continue;
+    if (shortcut.run() === false) continue;
     event.preventDefault();
-    shortcut.run();
     return;
   }
 });
@@ -69,7 +73,7 @@ window.addEventListener("keydown", (event) => {
 /** As printed on the keys: ["Ctrl", "K"]. */
 export function keyNames(keys: string): string[] {
   const names: Record<string, string> = isMac
-    ? { mod: "⌘", shift: "⇧", alt: "⌥", Escape: "esc", Enter: "↩" }
-    : { mod: "Ctrl", shift: "Shift", alt: "Alt", Escape: "Esc", Enter: "Enter" };
+    ? { mod: "⌘", shift: "⇧", alt: "⌥", Escape: "esc", Enter: "↩", ArrowUp: "↑", ArrowDown: "↓" }
+    : { mod: "Ctrl", shift: "Shift", alt: "Alt", Escape: "Esc", ArrowUp: "↑", ArrowDown: "↓" };
   return keys.split("+").map((key) => names[key] ?? (key.length === 1 ? key.toUpperCase() : key));
 }

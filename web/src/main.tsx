@@ -1,6 +1,9 @@
 import "./styles/tokens.css";
 import "./styles/base.css";
 import "./styles/shell.css";
+import "./styles/controls.css";
+import "./styles/chat.css";
+import "./styles/prose.css";
 import { render } from "preact";
 import { App } from "./app";
 import { start } from "./session";

@@ -217,6 +217,8 @@ export interface Settings {
   theme?: "light" | "dark" | "system";
   enter_sends?: boolean;
   show_thinking?: boolean;
-  folded_folders?: string[];
+  /** The last choices, which new chats start with. */
+  model?: string;
+  thinking?: Thinking;
   [key: string]: unknown;
 }

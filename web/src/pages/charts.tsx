@@ -77,56 +77,63 @@ export function LineChart({
           )}
         </span>
       </figcaption>
-      {/* Arrow keys walk along the curve; the slider role tells screen readers so. */}
-      <div
-        class="plot"
-        role="slider"
-        tabIndex={0}
-        aria-label={summary}
-        aria-valuemin={thin.x[0]}
-        aria-valuemax={thin.x[count - 1]}
-        aria-valuenow={thin.x[shown]}
-        aria-valuetext={`${t("runs.at_step", { n: thin.x[shown]! })}: ${value}`}
-        onPointerMove={near}
-        onPointerDown={near}
-        onPointerLeave={() => pick(null)}
-        onKeyDown={step}
-        onBlur={() => pick(null)}
-      >
-        <svg viewBox={`0 0 ${WIDTH} ${HEIGHT}`} preserveAspectRatio="none" aria-hidden="true">
-          {sections.slice(1).map((section) => (
-            <path key={section.at} class="section" d={`M${left(section.at)} 0V${HEIGHT}`} />
-          ))}
-          {picked !== null && <path class="cross" d={`M${left(thin.x[picked]!)} 0V${HEIGHT}`} />}
-          <path class="curve" d={pathOf(thin, left, top)} />
-        </svg>
-        <span
-          class="dot"
-          aria-hidden="true"
-          style={{
-            left: `${(left(thin.x[shown]!) / WIDTH) * 100}%`,
-            top: `${(top(thin.y[shown]!) / HEIGHT) * 100}%`,
-          }}
-        />
-      </div>
-      <div class="chart-ends" aria-hidden="true">
-        <span>{format(low)}</span>
-        <span>{format(high)}</span>
+      <div class="chart-body">
+        <div class="chart-ends" aria-hidden="true">
+          <span>{format(high)}</span>
+          <span>{format(low)}</span>
+        </div>
+        {/* Arrow keys walk along the curve; the slider role tells screen readers so. */}
+        <div
+          class="plot"
+          role="slider"
+          tabIndex={0}
+          aria-label={summary}
+          aria-valuemin={thin.x[0]}
+          aria-valuemax={thin.x[count - 1]}
+          aria-valuenow={thin.x[shown]}
+          aria-valuetext={`${t("runs.at_step", { n: thin.x[shown]! })}: ${value}`}
+          onPointerMove={near}
+          onPointerDown={near}
+          onPointerLeave={() => pick(null)}
+          onKeyDown={step}
+          onBlur={() => pick(null)}
+        >
+          <svg viewBox={`0 0 ${WIDTH} ${HEIGHT}`} preserveAspectRatio="none" aria-hidden="true">
+            {sections.slice(1).map((section) => (
+              <path key={section.at} class="section" d={`M${left(section.at)} 0V${HEIGHT}`} />
+            ))}
+            {picked !== null && <path class="cross" d={`M${left(thin.x[picked]!)} 0V${HEIGHT}`} />}
+            <path class="curve" d={pathOf(thin, sections, left, top)} />
+          </svg>
+          <span
+            class="dot"
+            aria-hidden="true"
+            style={{
+              left: `${(left(thin.x[shown]!) / WIDTH) * 100}%`,
+              top: `${(top(thin.y[shown]!) / HEIGHT) * 100}%`,
+            }}
+          />
+        </div>
       </div>
     </figure>
   );
 }
 
-/** The last values of something, without axes. */
-export function Sparkline({ values, label }: { values: number[]; label: string }) {
+/** The last values of something, without axes; `slots` are those that fit, the newest at the right. */
+export function Sparkline({
+  values,
+  slots,
+  label,
+}: {
+  values: number[];
+  slots: number;
+  label: string;
+}) {
   const high = Math.max(1, ...values);
-  const slots = Math.max(2, values.length);
-  const d = values
-    .map((value, index) => {
-      const x = (index / (slots - 1)) * WIDTH;
-      return `${index === 0 ? "M" : "L"}${x.toFixed(1)} ${(HEIGHT - (value / high) * HEIGHT).toFixed(1)}`;
-    })
-    .join("");
+  const points = values.map((value, index) => {
+    const x = WIDTH - ((values.length - 1 - index) / (slots - 1)) * WIDTH;
+    return `${x.toFixed(1)} ${(HEIGHT - (value / high) * HEIGHT).toFixed(1)}`;
+  });
   return (
     <svg
       class="spark"
@@ -135,13 +142,27 @@ export function Sparkline({ values, label }: { values: number[]; label: string }
       role="img"
       aria-label={label}
     >
-      <path class="curve" d={d} />
+      <path class="curve" d={`M${points.join("L")}`} />
     </svg>
   );
 }
 
-function pathOf(points: Points, left: (x: number) => number, top: (y: number) => number): string {
-  return points.x
-    .map((x, i) => `${i === 0 ? "M" : "L"}${left(x).toFixed(1)} ${top(points.y[i]!).toFixed(1)}`)
-    .join("");
+/** A line per section: from one stage to the next there is no way. */
+function pathOf(
+  points: Points,
+  sections: Section[],
+  left: (x: number) => number,
+  top: (y: number) => number,
+): string {
+  let d = "";
+  let next = 0;
+  points.x.forEach((x, i) => {
+    let begins = i === 0;
+    while (next < sections.length && sections[next]!.at <= x) {
+      begins = true;
+      next += 1;
+    }
+    d += `${begins ? "M" : "L"}${left(x).toFixed(1)} ${top(points.y[i]!).toFixed(1)}`;
+  });
+  return d;
 }

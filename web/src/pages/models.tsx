@@ -75,7 +75,7 @@ function Installed({ model, again }: { model: Model; again: () => void }) {
       <Facts facts={factsOf(model)} />
       <Fit model={model} />
       <Speed model={model} />
-      <div class="actions">
+      <div class="button-row">
         {model.loaded ? (
           <ActionButton
             label={t("models.unload_it", { name: model.name })}
@@ -144,7 +144,7 @@ function Available({ model, again }: { model: Model; again: () => void }) {
               {model.pull.error}
             </p>
           )}
-          <div class="actions">
+          <div class="button-row">
             <ActionButton
               class="primary"
               label={t("models.pull_it", { name: model.name })}

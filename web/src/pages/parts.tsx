@@ -51,7 +51,7 @@ export function Waiting({ error, again }: { error: Error | null; again: () => vo
 
 export function Facts({ facts }: { facts: [string, ComponentChildren][] }) {
   return (
-    <dl class="facts">
+    <dl class="fact-list">
       {facts.map(([name, value]) => (
         <div key={name}>
           <dt>{name}</dt>

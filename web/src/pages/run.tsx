@@ -139,7 +139,7 @@ function Curves({ figures }: { figures: Figures }) {
       )}
       <Charts figures={figures} measures={FIRST} />
       {more.length > 0 && (
-        <details class="more">
+        <details class="more-measures">
           <summary>{t("runs.more_measures")}</summary>
           <Charts figures={figures} measures={more} />
         </details>

@@ -146,7 +146,7 @@ function YourData() {
         {t("settings.data_where")}{" "}
         {days === null ? t("settings.kept_forever") : t("settings.kept_days", { n: days })}
       </p>
-      <div class="actions">
+      <div class="button-row">
         <a class="button" href={api.exportAllUrl} download="mull.json">
           <Icon name="download" />
           {t("settings.export")}
@@ -214,7 +214,7 @@ function Account() {
     <section aria-label={t("settings.account")}>
       <h2>{t("settings.account")}</h2>
       {here.accounts ? (
-        <div class="actions">
+        <div class="button-row">
           <p>{t("settings.account_is", { name: here.owner ?? "" })}</p>
           <ActionButton run={logOut}>{t("login.out")}</ActionButton>
         </div>

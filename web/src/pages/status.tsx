@@ -86,6 +86,7 @@ function Rate({ label, values }: { label: string; values: number[] }) {
       </dl>
       <Sparkline
         values={values}
+        slots={REMEMBERED}
         label={t("status.spark", { label, high: number(Math.max(0, ...values)) })}
       />
     </div>

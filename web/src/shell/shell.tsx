@@ -1,7 +1,6 @@
 // The frame around every page: the list of conversations at the side (a drawer on phones), the page
 // itself, and the shortcuts that work everywhere.
 
-import { signal } from "@preact/signals";
 import type { ComponentChildren } from "preact";
 import { useEffect } from "preact/hooks";
 import { t } from "../i18n";
@@ -10,20 +9,10 @@ import { navigate, route } from "../router";
 import { offline } from "../session";
 import { IconButton } from "../ui/icon-button";
 import { Icon } from "../ui/icons";
+import { ConversationDialogs } from "./conversation-menu";
 import { ShortcutList } from "./shortcut-list";
 import { Sidebar } from "./sidebar";
-
-const NARROW = window.matchMedia("(max-width: 48rem)");
-
-export const narrow = signal(NARROW.matches);
-/** Whether the list is shown: open on wide screens, a closed drawer on narrow ones. */
-export const sidebarOpen = signal(!NARROW.matches);
-export const shortcutListOpen = signal(false);
-
-NARROW.addEventListener("change", () => {
-  narrow.value = NARROW.matches;
-  sidebarOpen.value = !NARROW.matches;
-});
+import { narrow, shortcutListOpen, sidebarOpen, toggleSidebar } from "./state";
 
 export function Shell({ children }: { children: ComponentChildren }) {
   const here = route.value;
@@ -63,13 +52,10 @@ export function Shell({ children }: { children: ComponentChildren }) {
         )}
         {children}
       </div>
+      <ConversationDialogs />
       {shortcutListOpen.value && <ShortcutList onClose={() => (shortcutListOpen.value = false)} />}
     </div>
   );
-}
-
-export function toggleSidebar(): void {
-  sidebarOpen.value = !sidebarOpen.value;
 }
 
 /** Where the list is hidden, the way back to it and to a new chat. */

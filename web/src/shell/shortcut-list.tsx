@@ -1,12 +1,23 @@
-import { t } from "../i18n";
+import { type Key, t } from "../i18n";
 import { keyNames, shortcuts } from "../keys";
+import { preferences } from "../preferences";
 import { Dialog } from "../ui/dialog";
+
+/** The keys of the field one writes in, which it handles by itself. */
+function writing(): { keys: string; label: Key }[] {
+  const enterSends = preferences.value.enter_sends !== false;
+  return [
+    { keys: enterSends ? "Enter" : "mod+Enter", label: "shortcuts.send" },
+    { keys: enterSends ? "shift+Enter" : "Enter", label: "shortcuts.newline" },
+    { keys: "ArrowUp", label: "shortcuts.edit_last" },
+  ];
+}
 
 export function ShortcutList({ onClose }: { onClose: () => void }) {
   return (
     <Dialog title={t("shortcuts.title")} onClose={onClose}>
       <dl class="shortcut-list">
-        {shortcuts.value.map((shortcut) => (
+        {[...writing(), ...shortcuts.value].map((shortcut) => (
           <div key={`${shortcut.keys} ${shortcut.label}`}>
             <dt>{t(shortcut.label)}</dt>
             <dd>

@@ -2,7 +2,9 @@ import { t } from "../i18n";
 import { navigate, route } from "../router";
 import { IconButton } from "../ui/icon-button";
 import { Icon, type IconName } from "../ui/icons";
-import { shortcutListOpen, toggleSidebar } from "./shell";
+import { ConversationList } from "./conversation-list";
+import { query, SearchField, SearchResults } from "./search";
+import { shortcutListOpen, toggleSidebar } from "./state";
 
 export function Sidebar() {
   return (
@@ -22,7 +24,8 @@ export function Sidebar() {
         <Icon name="plus" />
         {t("nav.new")}
       </button>
-      <div class="sidebar-list" />
+      <SearchField />
+      {query.value.trim() ? <SearchResults /> : <ConversationList />}
       <nav class="sidebar-nav" aria-label={t("nav.main")}>
         <NavLink href="/models" icon="cube" label={t("nav.models")} names={["models"]} />
         <NavLink href="/runs" icon="chart" label={t("nav.runs")} names={["runs", "run"]} />

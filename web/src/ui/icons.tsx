@@ -47,7 +47,7 @@ export type IconName = keyof typeof PATHS;
 export function Icon({ name, size }: { name: IconName; size?: number }) {
   return (
     <svg
-      class="icon"
+      class={name === "more" ? "icon dots" : "icon"}
       viewBox="0 0 24 24"
       aria-hidden="true"
       focusable="false"

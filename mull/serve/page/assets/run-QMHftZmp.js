@@ -1,1 +1,0 @@
-import{n as e,t}from"./index-KLPZACdV.js";function n({id:n}){return t(`main`,{class:`page`,id:`main`,children:t(`div`,{class:`column`,children:[t(`h1`,{children:e(`nav.runs`)}),t(`p`,{class:`lede`,children:n})]})})}export{n as default};

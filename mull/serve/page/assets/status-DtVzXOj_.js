@@ -1,1 +1,0 @@
-import{n as e,t}from"./index-KLPZACdV.js";function n(){return t(`main`,{class:`page`,id:`main`,children:t(`div`,{class:`column`,children:t(`h1`,{children:e(`nav.status`)})})})}export{n as default};
