@@ -1,5 +1,5 @@
-"""Claim: answers bound to a JSON schema are valid for every one of 200 random schemas, their thinking
-stays free, and binding them costs less than a twentieth of the tokens a second.
+"""Claim: answers bound to a JSON schema are valid for every one of 200 random schemas, their
+thinking stays free, and binding them costs less than a twentieth of the tokens a second.
 
 SmolLM2-135M, thinking switched on with a budget, sampled at the makers' temperature. The speed is
 that of one regular expression that allows nearly everything, so that both sides write alike long

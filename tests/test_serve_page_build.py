@@ -1,4 +1,4 @@
-"""The committed page is the one its sources build to, told without Node by the stamp of the build."""
+"""The committed page is what its sources build to, told without Node by the stamp of the build."""
 
 import hashlib
 from pathlib import Path

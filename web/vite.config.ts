@@ -6,7 +6,7 @@ const INITIAL_SCRIPT_LIMIT = 250_000;
 
 export default defineConfig(async ({ mode }) => ({
   base: "/",
-  oxc: { jsx: { runtime: "automatic", importSource: "preact" } },
+  oxc: { jsx: { runtime: "automatic" as const, importSource: "preact" } },
   build: {
     outDir: "../mull/serve/page",
     emptyOutDir: true,
