@@ -27,13 +27,14 @@ def test_models_lists_what_is_here_and_what_can_be_pulled(
     assert not rows["deepseek-r1"]["is_pulled"]
     assert main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split("\t")[:3] == ["smollm2-135m", "pulled", "98.4 MB"]
+    assert lines[0].split("\t")[:2] == ["nano", "comes with mull"]
+    assert lines[1].split("\t")[:3] == ["smollm2-135m", "pulled", "98.4 MB"]
     packed = home / "models" / "smollm2-135m" / "packed"
     packed.mkdir()
     (packed / "q8.safetensors").write_bytes(bytes(3_000_000))
     assert main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].split("\t")[2] == "98.4 MB + 3.0 MB packed"
+    assert lines[1].split("\t")[2] == "98.4 MB + 3.0 MB packed"
 
 
 @pytest.mark.parametrize(
