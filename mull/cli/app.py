@@ -20,6 +20,7 @@ from mull.cli.bench import bench
 from mull.cli.chat import chat
 from mull.cli.doctor import doctor
 from mull.cli.export import export
+from mull.cli.keys import keys
 from mull.cli.models import models
 from mull.cli.pull import pull
 from mull.cli.rm import rm
@@ -39,6 +40,7 @@ app = typer.Typer(
 )
 for verb in (up, chat, ask, pull, models, show, rm, export, bench, train, doctor):
     app.command()(verb)
+app.add_typer(keys, name="keys")
 
 # typer exports one usage error only; all of them share its base class.
 UsageError: type[Exception] = typer.BadParameter.__bases__[0]

@@ -68,6 +68,7 @@ class RunningAnswer:
         self.error: ApiError | None = None
         self.stopped_by: Stopper | None = None
         self.thinking_tokens = 0
+        self.thinking_seconds: float | None = None  # until its first word of answer
         self.completion_tokens = 0
         self.form: Any = None
         self.result: Any = None
@@ -145,6 +146,8 @@ class RunningAnswer:
         self.completion_tokens += new
         if event.kind == "thinking":
             self.thinking_tokens += new
+        elif self.thinking_tokens and self.thinking_seconds is None:
+            self.thinking_seconds = time.time() - self.created
         if event.index == 0:
             self.token_ids += event.token_ids
             if event.kind in self._texts:
@@ -169,12 +172,14 @@ class RunningAnswer:
 class RunningAnswers:
     """All answers of a server, by id, each visible to its owner alone.
 
-    on_end: called with every answer that has ended, kept or not (budgets, metrics).
+    on_start: called with the owner before anything is begun; raises ApiError where that must not
+    be. on_end: called with every answer that has ended, kept or not (budgets, metrics).
     """
 
     def __init__(self, pool: ModelPool, settings: Settings) -> None:
         self.pool = pool
         self.settings = settings
+        self.on_start: list[Callable[[Owner], None]] = []
         self.on_end: list[Callable[[RunningAnswer], None]] = []
         self._answers: dict[str, RunningAnswer] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -200,6 +205,8 @@ class RunningAnswers:
         grows, on_end once before its last event is out. Raises what makes it impossible.
         """
         self._check_open()
+        for admit in self.on_start:
+            admit(owner)
         stack = AsyncExitStack()
         async with stack:
             llm = await stack.enter_async_context(self.pool.lease(model))

@@ -15,7 +15,7 @@ from mull.serve.models import ModelPool
 from mull.serve.serving import Serving
 from mull.serve.settings import Settings
 
-ROOMS = (wire, accounts, store, api)
+ROOMS = (wire, store, accounts, api)  # accounts lie in the store
 
 
 def create_app(settings: Settings) -> FastAPI:

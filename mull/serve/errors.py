@@ -10,7 +10,16 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from mull.errors import MullError, QueueFullError, RequestError, TextError, WeightsError
+from mull.errors import (
+    MullError,
+    QueueFullError,
+    RequestError,
+    StoreBusyError,
+    StoreError,
+    StoreFullError,
+    TextError,
+    WeightsError,
+)
 
 _TYPES = {
     400: "invalid_request_error",
@@ -78,6 +87,11 @@ def as_api_error(error: BaseException) -> ApiError:
         return ApiError(400, str(error), code=code)
     if isinstance(error, WeightsError):
         return ApiError(503, str(error), code="model_unavailable")
+    if isinstance(error, StoreBusyError):
+        return ApiError(503, str(error), code="store_busy", retry_after=2)
+    if isinstance(error, StoreError):
+        is_full = isinstance(error, StoreFullError)
+        return ApiError(507 if is_full else 503, str(error), code="store_unavailable")
     if isinstance(error, MullError):
         return ApiError(500, str(error), code="generation_failed")
     return ApiError(500, "the server failed at this request; its log says why", code="internal")

@@ -11,12 +11,14 @@ import webbrowser
 import uvicorn
 
 from mull.errors import MullError
+from mull.serve.accounts.gate import check_ready
 from mull.serve.app import create_app
 from mull.serve.settings import Settings
 
 
 def run(settings: Settings, *, opens_browser: bool = False) -> int:
     """Serve until SIGINT or SIGTERM; the exit code. MullError where the port cannot be had."""
+    check_ready(settings)
     app = create_app(settings)
     listening = listen(settings)
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))

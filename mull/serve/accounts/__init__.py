@@ -10,5 +10,7 @@ from contextlib import AbstractAsyncContextManager
 
 from fastapi import APIRouter, FastAPI
 
+from mull.serve.accounts.gate import opened
+
 routers: list[APIRouter] = []
-contexts: list[Callable[[FastAPI], AbstractAsyncContextManager[None]]] = []
+contexts: list[Callable[[FastAPI], AbstractAsyncContextManager[None]]] = [opened]

@@ -25,6 +25,12 @@ def write_settings(db: Connection, owner: str, values: Mapping[str, Any]) -> Non
     db.execute(insert(settings).values({"owner": owner, "values": dict(values)}))
 
 
+def remove_all(db: Connection, owner: str) -> None:
+    """Settings and presets of an owner who goes."""
+    for table in (settings, presets):
+        db.execute(delete(table).where(table.c.owner == owner))
+
+
 def list_presets(db: Connection, owner: str) -> list[dict[str, Any]]:
     query = select(presets).where(presets.c.owner == owner)
     return [_as_json(row) for row in db.execute(query.order_by(presets.c.created, presets.c.id))]
