@@ -4,6 +4,7 @@ import importlib.util
 from pathlib import Path
 
 import pytest
+from browser import browser, mull_up, visit  # noqa: F401
 
 
 @pytest.fixture(scope="session")
