@@ -175,10 +175,10 @@ def test_every_digit_step_holds(name):
     for problem in drawn(name, 200, levels=[0, FAMILIES[name].hardest]):
         for a, b, c, total in re.findall(r"\b(\d)\*(\d)\+(\d)=(\d\d)\b", problem.steps):
             assert int(a) * int(b) + int(c) == int(total)
-        for left, sign, right, result in re.findall(r"~(\d+)([+-])~(\d+)=~(\d+)", problem.steps):
-            a, b, c = (int(digits[::-1]) for digits in (left, right, result))
-            assert c == (a + b if sign == "+" else a - b)
-            assert len(left) == len(right) == len(result)
+        for a, b, c, total in re.findall(r"\b(\d)\+(\d)\+(\d)=(\d\d)\b", problem.steps):
+            assert int(a) + int(b) + int(c) == int(total)
+        for a, b, c, ten, rest in re.findall(r"\b(\d)-(\d)-(\d)=(\d)(\d)\b", problem.steps):
+            assert int(a) - int(b) - int(c) == int(rest) - 10 * int(ten)
         for value, times, divisor, rest in re.findall(
             r"\b(\d\d)=(\d)\*(\d)\+(\d)\b", problem.steps
         ):

@@ -161,9 +161,10 @@ def test_steps_end_in_the_answer_and_hold(dataset):
 
 
 def assert_steps_hold(steps: str) -> None:
-    for left, sign, right, result in re.findall(r"~(\d+)([+-])~(\d+)=~(\d+)", steps):
-        a, b, c = (int(digits[::-1]) for digits in (left, right, result))
-        assert c == (a + b if sign == "+" else a - b), steps
+    for a, b, c, total in re.findall(r"\b(\d)\+(\d)\+(\d)=(\d\d)\b", steps):
+        assert int(a) + int(b) + int(c) == int(total), steps
+    for a, b, c, ten, rest in re.findall(r"\b(\d)-(\d)-(\d)=(\d)(\d)\b", steps):
+        assert int(a) - int(b) - int(c) == int(rest) - 10 * int(ten), steps
     for a, b, c, total in re.findall(r"\b(\d)\*(\d)\+(\d)=(\d\d)\b", steps):
         assert int(a) * int(b) + int(c) == int(total), steps
     for value, times, divisor, rest in re.findall(r"\b(\d+)=(\d)\*(\d+)\+(\d+)\b", steps):

@@ -1,8 +1,9 @@
 """The digit steps that most families share, so that a model learns each of them once.
 
-`~` marks a number written backwards, least significant digit first: then every digit of a sum
-depends on one column and the column before. Numbers that are added have equal width (zeros fill),
-so that the digits of a column are always equally far apart.
+Every step names the digits it works on and the carry it takes over, so that its result depends on
+nothing else: with sums in one piece (`~21+~43=~64`) chains stayed at nothing after four million
+tokens of text (docs/log.md). `~` marks a number written backwards, least significant digit first,
+as steps make it. Numbers that are added have equal width (zeros fill).
 """
 
 from __future__ import annotations
@@ -14,12 +15,27 @@ def backwards(value: int, width: int = 1) -> str:
 
 
 def add(left: int, right: int, width: int) -> str:
-    return f"{backwards(left, width)}+{backwards(right, width)}={backwards(left + right, width)}"
+    """left + right from the units on, a step `digit+digit+carry=two digits` for each of the width
+    digits; the tens are the next carry. Ends in the sum, backwards."""
+    steps = []
+    carry = 0
+    for a, b in _columns(left, right, width):
+        total = a + b + carry
+        steps.append(f"{a}+{b}+{carry}={total:02d}")
+        carry = total // 10
+    return f"{' '.join(steps)} {backwards(left + right, width)}"
 
 
 def subtract(left: int, right: int, width: int) -> str:
-    """left must not be smaller than right."""
-    return f"{backwards(left, width)}-{backwards(right, width)}={backwards(left - right, width)}"
+    """left - right from the units on, a step `digit-digit-borrowed=two digits`: whether ten has to
+    be borrowed, and the digit that remains (`3-7-1=15`). left must not be smaller than right."""
+    steps = []
+    borrowed = 0
+    for a, b in _columns(left, right, width):
+        remains = a - b - borrowed
+        steps.append(f"{a}-{b}-{borrowed}={int(remains < 0)}{remains % 10}")
+        borrowed = int(remains < 0)
+    return f"{' '.join(steps)} {backwards(left - right, width)}"
 
 
 def times_digit(value: int, digit: int, width: int, carry: int = 0) -> str:
@@ -45,3 +61,9 @@ def divide(value: int, divisor: int) -> str:
         quotient, remainder = divmod(current, divisor)
         steps.append(f"{current:0{width}d}={quotient}*{divisor}+{remainder}")
     return " ".join(steps)
+
+
+def _columns(left: int, right: int, width: int) -> list[tuple[int, int]]:
+    """The digits of both, one above the other, from the units on."""
+    digits = (str(value)[::-1].ljust(width, "0") for value in (left, right))
+    return [(int(a), int(b)) for a, b in zip(*digits, strict=True)]
