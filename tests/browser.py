@@ -72,7 +72,7 @@ def chromium() -> str:
     pytest.skip("no Chromium on this machine: apt-get install chromium")
 
 
-# --- the server ------------------------------------------------------------------------------------
+# --- the server -----------------------------------------------------------------------------------
 
 
 @dataclass
@@ -153,7 +153,7 @@ def write_home(home: Path) -> Path:
     return home
 
 
-# --- the browser -----------------------------------------------------------------------------------
+# --- the browser ----------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")
@@ -302,7 +302,7 @@ def _watch(visit: Visit) -> None:
     visit.page.on("pageerror", lambda error: visit.problems.append(f"exception: {error}"))
 
 
-# --- the page's own words --------------------------------------------------------------------------
+# --- the page's own words -------------------------------------------------------------------------
 
 
 @cache

@@ -12,6 +12,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="pip install -e '.[
 expect = sync_api.expect
 Go = Callable[..., Visit]
 
+SAMPLING = "temperature top_p top_k min_p max_tokens seed presence frequency".split()
 PATHS = [("desktop", "en"), ("phone", "ko")]
 
 
@@ -24,9 +25,7 @@ def test_a_question_is_answered_and_its_thinking_folds_itself_away(
     answer = v.done()
     expect(answer.get_by_text("forty-two")).to_be_visible()
     fold = answer.get_by_role("button", expanded=False)
-    expect(fold).to_contain_text(
-        v.t("facts.tokens", n=0).replace("0", "").strip()
-    )  # and its seconds
+    expect(fold).to_contain_text(v.t("facts.tokens", n=0).replace("0", "").strip())
     expect(answer.get_by_text("First I note what is asked")).to_have_count(0)
     fold.click()
     expect(answer.get_by_text("First I note what is asked")).to_be_visible()
@@ -144,16 +143,7 @@ def test_a_chats_settings_are_kept_and_its_system_prompt_is_told(visit: Go) -> N
     v.button("composer.settings").click()
     v.page.get_by_label(v.t("chatset.system")).fill("Be brief.")
     v.page.get_by_text(v.t("chatset.sampling")).click()
-    for name in (
-        "temperature",
-        "top_p",
-        "top_k",
-        "min_p",
-        "max_tokens",
-        "seed",
-        "presence",
-        "frequency",
-    ):
+    for name in SAMPLING:
         expect(v.page.get_by_label(v.t(f"sampling.{name}"))).to_be_visible()
     v.page.get_by_label(v.t("sampling.temperature")).fill("0.3")
     v.button("action.save").click()

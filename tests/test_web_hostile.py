@@ -26,7 +26,8 @@ MARKUP = """Before <script>window.taken = 1</script> <img src=x onerror="window.
 <svg onload="window.taken = 5"><a xlink:href="javascript:window.taken=6">six</a></svg>
 <div style="position:fixed;inset:0" onclick="window.taken=7" class="scrim" id="main">seven</div>
 
-$\\href{javascript:window.taken=8}{eight}$ $\\includegraphics{https://example.org/nine.png}$ after."""
+$\\href{javascript:window.taken=8}{eight}$
+$\\includegraphics{https://example.org/nine.png}$ after."""
 BROKEN = """Broken **bold and `code and $x^{2 and \\(y and
 
 ```python
@@ -37,7 +38,6 @@ def f(:
 
 $$\\frac{1}{$$ and $\\undefinedcommand{z}$ end of it."""
 RIGHT_TO_LEFT = "Look: \u202eevil\u202c and \u2066isolated\u2069, عربي then English, done."
-# Where text of the other direction could reach out of its block and turn the page around.
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +112,7 @@ def test_a_line_without_end_does_not_widen_the_page(visit: Go, hostile: MullUp, 
     assert reading <= 1
 
 
-# --- files -----------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def pdf(stream: bytes, pages: int = 1) -> bytes:
@@ -178,10 +178,12 @@ def test_a_pdf_bomb_is_refused_in_its_place_and_the_server_lives(
 
 
 def test_an_import_that_inflates_without_end_is_refused(visit: Go, tmp_path: Path) -> None:
-    with zipfile.ZipFile(tmp_path / "chatgpt.zip", "w", zipfile.ZIP_DEFLATED) as packed:
-        with packed.open("conversations.json", "w", force_zip64=True) as file:
-            for _ in range(1500):
-                file.write(b" " * 1_000_000)
+    with (
+        zipfile.ZipFile(tmp_path / "chatgpt.zip", "w", zipfile.ZIP_DEFLATED) as packed,
+        packed.open("conversations.json", "w", force_zip64=True) as file,
+    ):
+        for _ in range(1500):
+            file.write(b" " * 1_000_000)
     v = visit("/settings")
     v.expects("400")
     v.expects("413")

@@ -1,4 +1,4 @@
-"""Keeping: the list of conversations, search, folders, export, import and files, in a real browser."""
+"""Keeping: the list of conversations, search, folders, export, import, files, in a browser."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ Go = Callable[..., Visit]
 PATHS = [("desktop", "en"), ("phone", "ko")]
 
 
-# --- models ----------------------------------------------------------------------------------------
+# --- models ---------------------------------------------------------------------------------------
 
 
 def card(v: Visit, name: str) -> Any:
@@ -78,7 +78,7 @@ def test_a_new_model_can_be_chosen_in_the_chat_without_a_reload(visit: Go, mull_
     shutil.rmtree(mull_up.home / "models" / "late")
 
 
-# --- training runs ---------------------------------------------------------------------------------
+# --- training runs --------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_without_runs_the_page_says_how_to_start_one(visit: Go) -> None:
     expect(v.page.get_by_text("mull train")).to_have_count(2)
 
 
-# --- status ----------------------------------------------------------------------------------------
+# --- status ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("size", "language"), PATHS)
@@ -173,7 +173,7 @@ def test_the_status_page_shows_load_memory_and_models_as_they_change(
     expect(v.page.locator(".spark")).to_have_count(2)
 
 
-# --- settings --------------------------------------------------------------------------------------
+# --- settings -------------------------------------------------------------------------------------
 
 
 def test_language_and_theme_change_at_once_and_are_kept(visit: Go) -> None:
@@ -224,7 +224,7 @@ def test_the_thinking_stays_open_for_whoever_wants_it_so(visit: Go) -> None:
         v.page.get_by_label(v.t("settings.show_thinking")).uncheck()
 
 
-# --- login -----------------------------------------------------------------------------------------
+# --- login ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
