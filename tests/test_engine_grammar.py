@@ -261,6 +261,21 @@ def test_a_stop_string_still_stops(llama, tokenizer, grammars):
     assert (output.text, output.finish_details) == ("a", {"stop_string": "bb"})
 
 
+def test_endless_digits_end_where_the_grammar_has_a_way_out(tokenizer, grammars):
+    engine = make_engine(chain_of(tokenizer, "z1", "11"), tokenizer)
+    sampling = SamplingParams(max_tokens=400, temperature=0)
+    ids = tokenizer.encode("z")
+    open_ended, bound = generate(
+        engine,
+        [
+            Request(ids, sampling, grammar=regex(grammars, "[0-9]+[.]")),
+            Request(ids, sampling, grammar=regex(grammars, "1{200}[.]")),
+        ],
+    )
+    assert open_ended.text == "1" * 32 + "."
+    assert bound.text == "1" * 200 + "."
+
+
 def test_a_preempted_answer_goes_on_where_its_grammar_was(llama, tokenizer, grammars):
     engine = make_engine(llama, tokenizer, cache_tokens=96)
     requests = [

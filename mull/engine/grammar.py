@@ -33,6 +33,10 @@ _LIMITS = LLParserLimits(
     max_lexer_states=50_000,
     verbose_errors=False,
 )
+# An answer whose last tokens repeat so few is led out of the loop, wherever its grammar has a way:
+# small models fall into endless digits where a number or a time may have any number of them.
+_LOOP_TOKENS, _LOOP_PERIOD = 32, 8
+_DIGITS = frozenset(b"0123456789")
 # Newlines between the closing tag and the answer, as models are trained to write them.
 _LEADING_NEWLINES = 2
 
@@ -64,6 +68,17 @@ class Words:
             TokenizerWrapper(_Wrapped(tokenizer, self.bytes_of, sorted(self._special), known[0])),
             eos_token=known,
             slices=LLTokenizer.json_slices(),
+        )
+
+    @cached_property
+    def first_bytes(self) -> np.ndarray:
+        """int16 [V], -1 for tokens that are no text."""
+        return np.array(
+            [
+                -1 if not raw or i in self._special else raw[0]
+                for i, raw in enumerate(self.bytes_of)
+            ],
+            dtype=np.int16,
         )
 
     @cached_property
@@ -188,9 +203,12 @@ class Constraint:
     """One answer on its way through a grammar. The thinking is free; the grammar begins after it.
 
     is_thinking: the prompt has opened the thinking. may_think: it has not, but the model may.
+    breaks_loops: see _LOOP_TOKENS.
     """
 
-    def __init__(self, grammar: Grammar, *, is_thinking: bool, may_think: bool) -> None:
+    def __init__(
+        self, grammar: Grammar, *, is_thinking: bool, may_think: bool, breaks_loops: bool = True
+    ) -> None:
         self._words = grammar.words
         self._matcher = grammar.start()
         self.is_thinking = is_thinking
@@ -201,6 +219,8 @@ class Constraint:
         self._newlines = _LEADING_NEWLINES if is_thinking else 0
         self._follows = True  # what has been said so far begins the grammar
         self._tail = b""
+        self._breaks_loops = breaks_loops
+        self._last: list[int] = []
 
     @property
     def is_free(self) -> bool:
@@ -226,6 +246,7 @@ class Constraint:
             bits = np.frombuffer(self._matcher.compute_bitmask(), dtype=np.uint8)
             allowed_V = np.unpackbits(bits, count=words.vocabulary, bitorder="little").view(bool)
             self._note_fault()
+            allowed_V = self._out_of_loop(allowed_V)
         if self._newlines:
             allowed_V[list(words.newlines)] = True
         if self._opening is not None:
@@ -241,6 +262,7 @@ class Constraint:
             return  # the blank line after a closing tag
         if self._follows and self._matcher.try_consume_tokens([token]) == 1:
             self._newlines = 0
+            self._last = [*self._last[1 - _LOOP_TOKENS :], token]
             self.is_complete = self._matcher.is_stopped()
         elif self._newlines and token in self._words.newlines:
             self._newlines -= 1
@@ -251,6 +273,19 @@ class Constraint:
             self._follows = False
         self._spell(token)
         self._note_fault()
+
+    def _out_of_loop(self, allowed_V: np.ndarray) -> np.ndarray:
+        """Without what would go on with the loop that the answer has fallen into, if it has."""
+        last = self._last
+        if not self._breaks_loops or len(last) < _LOOP_TOKENS:
+            return allowed_V
+        period = next((p for p in range(1, _LOOP_PERIOD + 1) if last[p:] == last[:-p]), None)
+        if period is None:
+            return allowed_V
+        said = frozenset(b"".join(self._words.bytes_of[token] for token in last[-period:]))
+        ways_on = _DIGITS if said <= _DIGITS else said
+        kept_V = allowed_V & ~np.isin(self._words.first_bytes, list(ways_on))
+        return kept_V if kept_V.any() else allowed_V
 
     def _think(self, token: int, is_thinking: bool) -> None:
         if is_thinking:

@@ -42,6 +42,7 @@ class Sequence:
                 request.grammar,
                 is_thinking=request.starts_in_thinking,
                 may_think=request.may_think,
+                breaks_loops=request.detect_loops,
             )
         self._speculate = request.speculate
         # Occurrences in the answer of every token seen; 0 for those of the prompt alone.
