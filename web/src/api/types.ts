@@ -8,6 +8,8 @@ export interface Page<T> {
 export interface Session {
   owner: string | null;
   login_required: boolean;
+  /** Whether models may be got, loaded and deleted. */
+  admin?: boolean;
   version: string;
   default_model: string | null;
   accounts: boolean;

@@ -55,6 +55,8 @@ export const pagesEn = {
   "models.other": "Another model",
   "models.other_hint": "A model's name on the hub, as in Qwen/Qwen3-0.6B.",
 
+  "models.for_admins": "Models are got, loaded and deleted by whoever runs this server.",
+
   "runs.lede": "What “mull train” does on this machine, as it happens.",
   "runs.none": "Nothing has been trained here yet. Start a run in a terminal, then watch it here.",
   "runs.started": "Started {when}",

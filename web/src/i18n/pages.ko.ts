@@ -57,6 +57,8 @@ export const pagesKo: Record<keyof typeof pagesEn, string> = {
   "models.other": "다른 모델",
   "models.other_hint": "허브에 있는 모델 이름을 적어 주세요. 예: Qwen/Qwen3-0.6B",
 
+  "models.for_admins": "모델을 받고 불러오고 지우는 일은 이 서버의 관리자가 합니다.",
+
   "runs.lede": "이 컴퓨터에서 ‘mull train’이 하는 일을 바로바로 보여 줍니다.",
   "runs.none": "아직 학습한 기록이 없습니다. 터미널에서 시작하면 여기에서 지켜볼 수 있습니다.",
   "runs.started": "{when} 시작",

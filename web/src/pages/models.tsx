@@ -6,6 +6,7 @@ import { api } from "../api/client";
 import { listen } from "../api/events";
 import type { Model } from "../api/types";
 import { bytes, t, when } from "../i18n";
+import { session } from "../session";
 import { toast } from "../ui/toasts";
 import { ActionButton, Bar, Confirm, Facts, PageFrame, State, Waiting } from "./parts";
 import { usePolled } from "./polled";
@@ -49,9 +50,14 @@ function Lists({ models, again }: { models: Model[]; again: () => void }) {
           <Available key={model.name} model={model} again={again} />
         ))}
       </ul>
-      <PullByName again={again} />
+      {mayChange() ? <PullByName again={again} /> : <p class="quiet">{t("models.for_admins")}</p>}
     </>
   );
+}
+
+/** On a server with accounts only some may change what is installed. */
+function mayChange(): boolean {
+  return session.value?.admin !== false;
 }
 
 function isPulling(model: Model): boolean {
@@ -59,8 +65,6 @@ function isPulling(model: Model): boolean {
 }
 
 function Installed({ model, again }: { model: Model; again: () => void }) {
-  const [asks, setAsks] = useState(false);
-  const then = () => again();
   return (
     <li class="card model">
       <header>
@@ -75,25 +79,34 @@ function Installed({ model, again }: { model: Model; again: () => void }) {
       <Facts facts={factsOf(model)} />
       <Fit model={model} />
       <Speed model={model} />
+      {mayChange() && <Actions model={model} again={again} />}
+    </li>
+  );
+}
+
+function Actions({ model, again }: { model: Model; again: () => void }) {
+  const [asks, setAsks] = useState(false);
+  return (
+    <>
       <div class="button-row">
         {model.loaded ? (
           <ActionButton
             label={t("models.unload_it", { name: model.name })}
-            run={() => api.unloadModel(model.name).then(then)}
+            run={() => api.unloadModel(model.name).then(again)}
           >
             {t("models.unload")}
           </ActionButton>
         ) : (
           <ActionButton
             label={t("models.load_it", { name: model.name })}
-            run={() => api.loadModel(model.name).then(then)}
+            run={() => api.loadModel(model.name).then(again)}
           >
             {t("models.load")}
           </ActionButton>
         )}
         <ActionButton
           label={t("models.measure_it", { name: model.name })}
-          run={() => api.measureModel(model.name).then(then)}
+          run={() => api.measureModel(model.name).then(again)}
         >
           {t("models.measure")}
         </ActionButton>
@@ -120,7 +133,7 @@ function Installed({ model, again }: { model: Model; again: () => void }) {
           onClose={() => setAsks(false)}
         />
       )}
-    </li>
+    </>
   );
 }
 
@@ -144,15 +157,17 @@ function Available({ model, again }: { model: Model; again: () => void }) {
               {model.pull.error}
             </p>
           )}
-          <div class="button-row">
-            <ActionButton
-              class="primary"
-              label={t("models.pull_it", { name: model.name })}
-              run={() => api.pull(model.name).then(again)}
-            >
-              {model.pull?.done_bytes ? t("models.pull_on") : t("models.pull")}
-            </ActionButton>
-          </div>
+          {mayChange() && (
+            <div class="button-row">
+              <ActionButton
+                class="primary"
+                label={t("models.pull_it", { name: model.name })}
+                run={() => api.pull(model.name).then(again)}
+              >
+                {model.pull?.done_bytes ? t("models.pull_on") : t("models.pull")}
+              </ActionButton>
+            </div>
+          )}
         </>
       )}
     </li>
