@@ -1,8 +1,8 @@
 """Claim: a run killed (kill -9) at any moments and resumed ends in the very bits of one never
 stopped: every weight of every stage, every logged figure but the times.
 
-Two runs of the smoke recipe, one untouched, one killed at random moments spread over all stages: a
-moment is a number of written records and up to a second more. One thread, so that sums are added
+Two runs of the smoke recipe, one untouched, one killed at random moments: a stage, one of the
+records it writes, and up to a second more. One thread, so that sums are added
 up in one order. Run: .venv/bin/python bench/kill_anywhere.py [--kills 30] [--seed 1] [--json]
 """
 
@@ -58,6 +58,17 @@ def records(out: Path) -> int:
     return log.read_bytes().count(b"\n") if log.is_file() else 0
 
 
+def moments_of(whole: Path, kills: int, draw: random.Random) -> list[int]:
+    """Numbers of written records, every stage as likely as the others."""
+    by_stage: dict[str, list[int]] = {}
+    for index, record in enumerate(comparable(whole / METRICS_NAME)):
+        # Evaluations name the stages they are of.
+        stage = "evaluation" if record["kind"] == "eval" else record["stage"].partition(".")[0]
+        by_stage.setdefault(stage, []).append(index)
+    stages = list(by_stage.values())
+    return [draw.choice(draw.choice(stages)) for _ in range(kills)]
+
+
 def kill_at(process: subprocess.Popen[bytes], out: Path, count: int, delay: float) -> str | None:
     """Where it was killed, or None where it had ended before. The clock of the delay begins when
     the run is open (a resumed one has noted so) and has written so much."""
@@ -73,7 +84,7 @@ def kill_at(process: subprocess.Popen[bytes], out: Path, count: int, delay: floa
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     last = comparable(out / METRICS_NAME)[-1:] if (out / METRICS_NAME).is_file() else []
-    where = f"{last[0]['stage']} {last[0].get('step', '')}".strip() if last else "nothing"
+    where = f"{last[0]['kind']}:{last[0]['stage']} {last[0].get('step', '')}" if last else "nothing"
     return f"after {where}, {records(out)} records"
 
 
@@ -106,11 +117,11 @@ def main() -> None:
         finish(start(args.recipe, whole))
         seconds = time.monotonic() - begun
         total = records(whole)
-        moments = sorted(draw.uniform(0, total) for _ in range(args.kills))
+        moments = sorted(moments_of(whole, args.kills, draw))
         places: list[str] = []
         for moment in moments:
             process = start(args.recipe, killed, *(["--resume"] if _has_run(killed) else []))
-            place = kill_at(process, killed, int(moment), draw.uniform(0, 1.0))
+            place = kill_at(process, killed, moment, draw.uniform(0, 1.0))
             if place is None:
                 break
             places.append(place)

@@ -42,7 +42,8 @@ class LoraLinear(nn.Linear):
 
 
 def inject(model: CausalLM, spec: Lora, *, seed: int = 0) -> list[str]:
-    """Adapts, in place, every linear layer with one of the spec's names; nothing else learns.
+    """Adapts, in place, every linear layer with one of the spec's names (without names: every
+    projection); nothing else learns.
 
     Returns their full names. Raises TrainError for a name that no linear layer bears (experts are
     stacks, not linear layers).
@@ -50,7 +51,7 @@ def inject(model: CausalLM, spec: Lora, *, seed: int = 0) -> list[str]:
     found = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.rpartition(".")[2] in spec.layers
+        if isinstance(module, nn.Linear) and _is_meant(name.rpartition(".")[2], spec)
     }
     present = {name.rpartition(".")[2] for name in found}
     if missing := [layer for layer in spec.layers if layer not in present]:
@@ -66,6 +67,10 @@ def inject(model: CausalLM, spec: Lora, *, seed: int = 0) -> list[str]:
         parent, _, own = name.rpartition(".")
         setattr(model.get_submodule(parent), own, LoraLinear(linear, spec.rank, spec.alpha, draw))
     return list(found)
+
+
+def _is_meant(layer: str, spec: Lora) -> bool:
+    return layer in spec.layers if spec.layers else "_proj" in layer
 
 
 def adapters(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:

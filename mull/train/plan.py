@@ -42,6 +42,8 @@ _KEPT_PER_WIDTH = 34
 _KEPT_BYTES = {"fp32": 4, "bf16": 3}
 _MOST_PASS_TOKENS = 8192
 _RUNNING = 512
+# Of a layer: four of attention, three of the MLP.
+_PROJECTIONS = 7
 
 
 @dataclass(frozen=True)
@@ -304,7 +306,8 @@ def _trained(recipe: Recipe, config: ModelConfig, parameters: int) -> int:
     if lora is None:
         return parameters
     width = config.hidden_size
-    return config.num_hidden_layers * len(lora.layers) * lora.rank * 2 * width * 2
+    layers = len(lora.layers) or _PROJECTIONS
+    return config.num_hidden_layers * layers * lora.rank * 2 * width * 2
 
 
 def _check_lengths(recipe: Recipe, stage: StageBase) -> None:

@@ -23,13 +23,12 @@ class Table(BaseModel):
 
 
 class Lora(Table):
-    """Low-rank adapters (arXiv 2106.09685) on every linear layer named in `layers`."""
+    """Low-rank adapters (arXiv 2106.09685) on the linear layers of those names; none named: on
+    every projection of attention and MLP."""
 
     rank: Positive = 16
     alpha: float = 32.0
-    layers: tuple[str, ...] = (
-        "q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj",
-    )  # fmt: skip
+    layers: tuple[str, ...] = ()
 
 
 class ModelSpec(Table):
