@@ -81,6 +81,8 @@ def load(
     cache: str = "auto",
     cache_tokens: int | None = None,
     speculation: str = "auto",
+    max_running: int = 64,
+    max_queue: int = 256,
     progress: Callable[[int, int], None] | None = None,
     ignore_memory: bool = False,
 ) -> LLM:
@@ -91,7 +93,8 @@ def load(
     per conversation, default the model's own. cache: auto, fp32, bf16 or int8 keys and values.
     speculation: auto, ngram, mtp or off, whether and how tokens may be guessed ahead and checked;
     answers stay the same. mtp loads the model's multi-token-prediction modules, auto does so where
-    it has some and they fit into memory, and is ngram elsewhere. progress is called with (bytes
+    it has some and they fit into memory, and is ngram elsewhere. max_running answers are computed
+    together, max_queue more may wait. progress is called with (bytes
     done, bytes in all). Raises WeightsError or TextError for a bad model, and unless ignore_memory
     for one that does not fit into memory; RequestError for a bad argument.
     """
@@ -132,6 +135,8 @@ def load(
         template,
         context=context,
         speculation=check_mode(speculation),
+        max_running=max_running,
+        max_queue=max_queue,
         cache_tokens=cache_tokens,
         cache_dtype=loading.cache_dtype(cache, chosen),
         available_bytes=_available_bytes(chosen_device),
@@ -149,10 +154,11 @@ class LLM:
     tools (JSON-schema functions), tool_choice (auto, none, required, or an object naming one),
     parallel_tool_calls, response_format (json_object, json_schema or regex: what follows the
     thinking obeys it; see text.answer_form), continue_last (the last message begins the answer),
-    namespace (prefixes are shared only within it), and every field of SamplingParams (max_tokens,
-    temperature, top_p, top_k, min_p, repetition_penalty, presence_penalty, frequency_penalty,
-    logit_bias, stop, stop_token_ids, logprobs, seed, n, ignore_eos). Temperature and top_p default
-    to what the model's makers recommend.
+    prompt_logprobs (how likely the prompt's own tokens are), namespace (prefixes are shared only
+    within it), and every field of SamplingParams (max_tokens, temperature, top_p, top_k, min_p,
+    repetition_penalty, presence_penalty, frequency_penalty, logit_bias, stop, stop_token_ids,
+    logprobs, seed, n, ignore_eos). Temperature and top_p default to what the model's makers
+    recommend.
     """
 
     def __init__(
@@ -239,6 +245,7 @@ class LLM:
         parallel_tool_calls: bool = True,
         response_format: dict[str, Any] | None = None,
         continue_last: bool = False,
+        prompt_logprobs: int | None = None,
         namespace: str = "",
         detect_loops: bool = True,
         **sampling: Any,
@@ -279,6 +286,7 @@ class LLM:
             detect_loops=detect_loops,
             tools_offered=bool(offered),
             grammar=None if form is None else self.grammars.compile(form),
+            prompt_logprobs=prompt_logprobs,
             may_think=self.template.thinks and thinking != "off" and not starts_in_thinking,
         )
 

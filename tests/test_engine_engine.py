@@ -462,3 +462,20 @@ def test_whatever_is_submitted_and_cancelled_every_answer_is_what_it_is_alone(
         ids = wanted[request_id]
         complete = output.finish_reason != "cancelled"
         assert output.token_ids == (ids if complete else ids[: len(output.token_ids)])
+
+
+@pytest.mark.parametrize("shape", [LLAMA, DEEPSEEK])
+def test_a_prompts_own_likelihood_is_that_of_one_forward_pass(tokenizer, shape):
+    model = tiny_model(shape)
+    ids = [(37 * i * i + i) % 256 for i in range(150)]
+    request = Request(ids, SamplingParams(max_tokens=1), prompt_logprobs=2)
+    engine = make_engine(model, tokenizer, max_batch_tokens=32, max_running=4)
+    generate(engine, [Request(ids, SamplingParams(max_tokens=1))])  # fills the cache
+    told = generate(engine, [request])[0].prompt_logprobs
+    assert told is not None
+    expected = packed_logits(model, ids).log_softmax(-1)
+    assert [known.token_id for known in told] == ids
+    assert told[0].logprob is None
+    for i, known in enumerate(told[1:]):
+        assert known.logprob == pytest.approx(expected[i, ids[i + 1]].item(), abs=1e-4)
+        assert known.top[0][1] == pytest.approx(expected[i].max().item(), abs=1e-4)

@@ -251,6 +251,7 @@ class Reply:
                 completion_tokens=seq.generated,
             ),
             timing=self._timing(),
+            prompt_logprobs=None if seq.prompt_tops is None else seq.prompt_logprobs,
         )
 
     def _timing(self) -> Timing:

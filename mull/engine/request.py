@@ -103,6 +103,8 @@ class Request:
     is the same either way.
     grammar: what follows the thinking obeys it, and the answer ends as soon as it is complete.
     may_think: the model may open a thinking itself, before what the grammar asks for.
+    prompt_logprobs: as SamplingParams.logprobs, of the prompt's own tokens; such a prompt is
+    computed whole, whatever of it the cache holds.
     """
 
     prompt_ids: Sequence[int]
@@ -115,19 +117,23 @@ class Request:
     speculate: bool = True
     grammar: Grammar | None = None
     may_think: bool = False
+    prompt_logprobs: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.prompt_ids) == 0:
             raise RequestError("prompt_ids is empty, but must hold at least one token")
         if self.think_budget is not None:
             _check_int("think_budget", self.think_budget, 0, MAX_COUNT)
+        if self.prompt_logprobs is not None:
+            _check_int("prompt_logprobs", self.prompt_logprobs, 0, 20)
         if not isinstance(self.namespace, str):
             raise RequestError(f"namespace is {_shown(self.namespace)}, but must be a string")
 
 
 @dataclass(frozen=True)
 class TokenLogprob:
-    """logprob None: the engine put this token there itself (a closed thinking budget)."""
+    """logprob None: the engine put this token there itself (a closed thinking budget), or nothing
+    came before it (the first of a prompt)."""
 
     token_id: int
     logprob: float | None
@@ -185,6 +191,7 @@ class Output:
     finish_details: dict[str, Any]
     usage: Usage
     timing: Timing
+    prompt_logprobs: list[TokenLogprob] | None = None
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from array import array
 
 from mull.engine.grammar import Constraint
-from mull.engine.request import Request, SamplingParams
+from mull.engine.request import Request, SamplingParams, TokenLogprob
 
 
 class Sequence:
@@ -22,10 +22,15 @@ class Sequence:
         self.request_id = request_id
         self.index = index
         self.arrival = arrival
+        self.token_ids: list[int] = list(request.prompt_ids)
         self.namespace: str = request.namespace
+        self.prompt_tops = request.prompt_logprobs
+        self.prompt_logprobs: list[TokenLogprob] = []
+        if self.prompt_tops is not None:
+            self.namespace += f"\0{request_id}"  # nothing in the cache is found: all is computed
+            self.prompt_logprobs.append(TokenLogprob(self.token_ids[0], None))
         self.sampling: SamplingParams = request.sampling
         self.seed = seed
-        self.token_ids: list[int] = list(request.prompt_ids)
         self.prompt_length = len(self.token_ids)
         self.computed = 0
         self.prefill_until = 0
