@@ -154,11 +154,11 @@ class LLM:
     tools (JSON-schema functions), tool_choice (auto, none, required, or an object naming one),
     parallel_tool_calls, response_format (json_object, json_schema or regex: what follows the
     thinking obeys it; see text.answer_form), continue_last (the last message begins the answer),
-    prompt_logprobs (how likely the prompt's own tokens are), namespace (prefixes are shared only
-    within it), and every field of SamplingParams (max_tokens, temperature, top_p, top_k, min_p,
-    repetition_penalty, presence_penalty, frequency_penalty, logit_bias, stop, stop_token_ids,
-    logprobs, seed, n, ignore_eos). Temperature and top_p default to what the model's makers
-    recommend.
+    prompt_logprobs (how likely the prompt's own tokens are), raw (a text is taken as it is, without
+    a template), namespace (prefixes are shared only within it), and every field of SamplingParams
+    (max_tokens, temperature, top_p, top_k, min_p, repetition_penalty, presence_penalty,
+    frequency_penalty, logit_bias, stop, stop_token_ids, logprobs, seed, n, ignore_eos). Temperature
+    and top_p default to what the model's makers recommend.
     """
 
     def __init__(
@@ -246,6 +246,7 @@ class LLM:
         response_format: dict[str, Any] | None = None,
         continue_last: bool = False,
         prompt_logprobs: int | None = None,
+        raw: bool = False,
         namespace: str = "",
         detect_loops: bool = True,
         **sampling: Any,
@@ -268,6 +269,9 @@ class LLM:
         offered = None if tool_choice == "none" else tools
         if _is_ids(prompt):
             ids, starts_in_thinking = list(cast(list[int], prompt)), False
+        elif raw and isinstance(prompt, str):
+            ids = self.tokenizer.encode(prompt, add_bos=self.tokenizer.add_bos)
+            starts_in_thinking = False
         else:
             before = [] if system is None else [{"role": "system", "content": system}]
             rendered = self.template.render(

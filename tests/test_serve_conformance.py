@@ -184,6 +184,50 @@ def test_errors_of_chat_are_the_clients_own_exceptions(client):
         client.chat.completions.create(model="thinker", messages=ASK, tool_choice="required")
 
 
+# --- completions
+
+
+def test_a_completion_goes_on_from_a_text(client):
+    done = client.completions.create(
+        model="thinker", prompt="Rome is", max_tokens=40, temperature=0, echo=True
+    )
+    assert done.choices[0].text.startswith("Rome is")
+    bare = client.completions.create(model="thinker", prompt="Rome is", max_tokens=0, echo=True)
+    assert bare.choices[0].text == "Rome is"
+
+
+def test_a_streamed_completion_says_the_same(client):
+    asked = {"model": "thinker", "prompt": "a b", "max_tokens": 12, "temperature": 0, "n": 2}
+    whole = client.completions.create(**asked)
+    chunks = list(client.completions.create(**asked, stream=True))
+    for i in range(2):
+        said = [c.choices[0].text for c in chunks if c.choices and c.choices[0].index == i]
+        assert "".join(said) == whole.choices[i].text
+
+
+def test_several_prompts_are_answered_in_order(client):
+    done = client.completions.create(
+        model="thinker", prompt=["one", "two"], n=2, echo=True, max_tokens=3
+    )
+    assert [choice.index for choice in done.choices] == [0, 1, 2, 3]
+    assert [choice.text[:3] for choice in done.choices] == ["one", "one", "two", "two"]
+
+
+def test_prompts_of_ids_are_scored_as_harnesses_ask(client):
+    """The very request with which lm-evaluation-harness scores an answer."""
+    ids = [40, 41, 42, 43, 44]
+    done = client.completions.create(
+        model="thinker", prompt=[ids, ids[:3]], temperature=0, max_tokens=1, logprobs=1, seed=1234,
+        echo=True,
+    )  # fmt: skip
+    first, second = (choice.logprobs for choice in done.choices)
+    assert (len(first.tokens), len(second.tokens)) == (6, 4)
+    assert first.token_logprobs[0] is None
+    assert all(value <= 0 for value in first.token_logprobs[1:])
+    assert first.token_logprobs[1:3] == pytest.approx(second.token_logprobs[1:3], abs=1e-4)
+    assert all(len(top) == 1 for top in first.top_logprobs[1:])
+
+
 def test_the_models_are_listed(client):
     assert "thinker" in [model.id for model in client.models.list()]
     assert client.models.retrieve("thinker").id == "thinker"

@@ -149,6 +149,9 @@ SOLVERS = {
     "boolean": truth,
     "sequence": next_term,
     "countdown": right_expression,
+    "product_sum": lambda problem: str(
+        evaluated(problem.question.partition(" ")[2].strip("is ?."))
+    ),
 }
 
 

@@ -1,7 +1,9 @@
 """Traces: what each form says, and that its ids are those of a rollout."""
 
+import dataclasses
 import itertools
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,7 +11,7 @@ from text_vocabularies import QWEN, tiny
 from train_data_parts import Sums, tokenizer_folder, writer_of
 
 from mull.errors import RecipeError, TextError
-from mull.tasks.task import Problem
+from mull.tasks.task import Problem, Split
 from mull.text import ChatTemplate
 from mull.text.stream import StreamParser
 from mull.text.template_chatml import Qwen3Template
@@ -171,6 +173,17 @@ def test_a_task_without_steps_says_so_and_can_still_guess() -> None:
     with pytest.raises(RecipeError, match=r"sums has no steps .* 'chat' from; use guess or direct"):
         next(traces.traces(task, "train", 1, {"chat": 1.0}))
     assert next(traces.traces(task, "train", 1, {"direct": 1.0}))
+
+
+def test_problems_that_lack_their_steps_are_passed_over() -> None:
+    class Patchy(Sums):
+        def problems(self, split: Split, seed: int) -> Iterator[Problem]:
+            for index, problem in enumerate(super().problems(split, seed)):
+                yield dataclasses.replace(problem, steps=problem.steps if index % 3 else None)
+
+    told = list(itertools.islice(traces.traces(Patchy(), "train", 1, {"chat": 1.0}), 20))
+    assert len(told) == 20
+    assert all(problem.steps is not None for problem, _ in told)
 
 
 def test_forms_without_any_share_are_refused() -> None:

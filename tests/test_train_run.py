@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -174,6 +175,15 @@ def test_a_loss_that_is_no_number_keeps_the_last_good_checkpoint(tmp_path: Path)
     assert list((tmp_path / "out" / "checkpoints").glob("*-base-1"))
 
 
+def test_a_loss_that_is_no_number_is_one_line_on_the_command_line(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path)
+    more = ["--set", "stages.base.optimiser.learning_rate=1e30"]
+    done = run_mull("train", str(recipe), "--out", str(tmp_path / "out"), *more)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert re.match(r"mull: stage base: step \d+: the .* is nan", done.stderr.splitlines()[-1])
+
+
 def test_a_changed_recipe_is_refused_unless_allowed(tmp_path: Path) -> None:
     out = tmp_path / "out"
     run_recipe(tiny(tmp_path), out, budget="0.2s")
@@ -237,6 +247,31 @@ def test_bad_data_is_named_down_to_the_line(tmp_path: Path) -> None:
         'data = [{ chat = ["chat.jsonl"] }]',
     )
     assert "chat.jsonl:1" in refused(tmp_path, text)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"", "bad.jsonl holds no problems"),
+        (b'{"question": "1?", "answer": ""}\n', "line 1: answer must be a text that is not empty"),
+        (b'{"question": "1?", "answer": "\xff"}\n', "bad.jsonl is not UTF-8 text (byte 28)"),
+    ],
+)
+def test_a_task_that_cannot_be_learnt_is_refused_in_one_line(
+    tmp_path: Path, content: bytes, said: str
+) -> None:
+    (tmp_path / "bad.jsonl").write_bytes(content)
+    assert said in refused(tmp_path, RECIPE.replace('"parity.py"', '"bad.jsonl"'))
+    assert not (tmp_path / "out").exists()
+
+
+def test_empty_data_is_refused_in_one_line(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    text = RECIPE.replace(
+        'data = [{ task = "parity", forms = { chat = 0.7, worked = 0.2, guess = 0.1 } }]',
+        'data = [{ text = ["empty.txt"] }]',
+    )
+    assert "empty.txt" in refused(tmp_path, text)
 
 
 def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ sync_api = pytest.importorskip("playwright.sync_api", reason="pip install -e '.[
 expect = sync_api.expect
 Go = Callable[..., Visit]
 
-SAMPLING = "temperature top_p top_k min_p max_tokens seed presence frequency".split()
+SAMPLING = ["temperature", "top_p", "top_k", "min_p", "max_tokens", "seed", "presence", "frequency"]
 PATHS = [("desktop", "en"), ("phone", "ko")]
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -51,7 +51,7 @@ class RunningAnswer:
         stream: AsyncRequestStream,
         *,
         samples: int,
-        prompt_tokens: int,
+        prompt_ids: Sequence[int],
         keep: bool,
     ) -> None:
         self.id = id
@@ -59,7 +59,7 @@ class RunningAnswer:
         self.llm = llm
         self.model = llm.name
         self.samples = samples
-        self.prompt_tokens = prompt_tokens
+        self.prompt_ids = prompt_ids
         self.is_kept = keep
         self.created = time.time()
         self.ended: float | None = None
@@ -219,7 +219,7 @@ class RunningAnswers:
                 llm,
                 stream,
                 samples=request.sampling.n,
-                prompt_tokens=len(request.prompt_ids),
+                prompt_ids=request.prompt_ids,
                 keep=keep,
             )
             answer.form = form
@@ -280,6 +280,8 @@ class RunningAnswers:
                         told = time.monotonic()
             except Exception as failure:
                 error = as_api_error(failure)
+                if error is not failure:
+                    error.__cause__ = failure  # for the log
             answer.error = error
             try:
                 if on_end is not None:

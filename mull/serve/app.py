@@ -9,11 +9,15 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from fastapi import FastAPI
 
 import mull
-from mull.serve import accounts, api, errors, static, store, wire
+from mull.serve import accounts, api, errors, static, store, watching, wire
 from mull.serve.answers import RunningAnswers
+from mull.serve.guard import Guards
+from mull.serve.logs import RequestLog, note_answer
+from mull.serve.metrics import Metrics
 from mull.serve.models import ModelPool
 from mull.serve.serving import Serving
 from mull.serve.settings import Settings
+from mull.serve.status import Status
 
 ROOMS = (wire, store, accounts, api)  # accounts lie in the store
 
@@ -29,17 +33,19 @@ def create_app(settings: Settings) -> FastAPI:
         openapi_url="/docs/openapi.json",
     )
     pool = ModelPool(settings)
-    app.state.serving = Serving(settings, pool, RunningAnswers(pool, settings))
+    answers, metrics = RunningAnswers(pool, settings), Metrics(pool)
+    answers.on_end += [metrics.count_answer, note_answer]
+    status = Status(pool, answers, metrics, settings)
+    app.state.serving = Serving(settings, pool, answers, metrics, status)
     errors.install(app)
     for room in ROOMS:
         for router in room.routers:
             app.include_router(router)
 
-    @app.get("/health")
-    async def health() -> dict[str, str]:
-        return {"status": "ok", "version": mull.__version__}
-
+    app.include_router(watching.router)
     static.install(app, settings.page)
+    app.add_middleware(Guards, settings=settings)
+    app.add_middleware(RequestLog, metrics=metrics)
     return app
 
 
@@ -50,7 +56,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         for room in ROOMS:
             for context in room.contexts:
                 await stack.enter_async_context(context(app))
-        chores = [asyncio.create_task(parts.pool.sweep()), asyncio.create_task(_forget(parts))]
+        work = (parts.pool.sweep(), parts.status.watch(), _forget(parts))
+        chores = [asyncio.create_task(chore) for chore in work]
         try:
             yield
         finally:

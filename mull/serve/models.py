@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from mull import loading, weights
-from mull.errors import MullError, WeightsError
+from mull.errors import MullError
 from mull.llm import LLM, load
 from mull.serve.errors import ApiError
 from mull.serve.settings import Settings
@@ -31,9 +31,13 @@ class Loaded:
     """A model in memory. leases: how many requests hold it just now."""
 
     llm: LLM
-    bytes: int
+    weights_bytes: int
     leases: int = 0
     last_used: float = field(default_factory=time.monotonic)
+
+    @property
+    def bytes(self) -> int:
+        return self.weights_bytes + self.llm.engine.cache.bytes + OVERHEAD_BYTES
 
     @property
     def idle_seconds(self) -> float:
@@ -53,10 +57,18 @@ class ModelPool:
         self._loads: dict[str, asyncio.Task[Loaded]] = {}
         self._one_at_a_time = asyncio.Lock()
 
+    def items(self) -> list[tuple[str, Loaded]]:
+        """What is in memory just now."""
+        return list(self.loaded.items())
+
     def names(self) -> list[str]:
         """Every model that can be asked for, the default one first."""
         stored = [files.name for files in weights.list_models()]
         return list(dict.fromkeys([self.default, *stored]))
+
+    def source_of(self, name: str) -> str:
+        """What to load for a name that `find` gave: itself, or the path the server was given."""
+        return self._given.get(name, name)
 
     def find(self, name: str | None) -> str:
         """The model a request's name means; raises ApiError 404 where there is none."""
@@ -80,6 +92,11 @@ class ModelPool:
         finally:
             loaded.leases -= 1
             loaded.last_used = time.monotonic()
+
+    def check_default(self) -> None:
+        """Whether the model the server starts with can be loaded at all, as far as its headers
+        tell; raises MullError."""
+        _plan(self._given[self.default], self.settings)
 
     async def load(self, name: str) -> None:
         """Have it in memory, for whoever asks next."""
@@ -129,11 +146,11 @@ class ModelPool:
 
     async def _load(self, name: str) -> Loaded:
         async with self._one_at_a_time:
-            source = self._given.get(name, name)
+            source = self.source_of(name)
             plan = await asyncio.to_thread(_plan, source, self.settings)
             await self._make_room(name, plan)
             llm = await asyncio.to_thread(self._load_now, source, plan)
-            loaded = Loaded(llm, plan.weights + llm.engine.cache.bytes + OVERHEAD_BYTES)
+            loaded = Loaded(llm, plan.weights)
             self.loaded[name] = loaded
             return loaded
 
@@ -147,6 +164,8 @@ class ModelPool:
             context=settings.context,
             cache_tokens=settings.cache_tokens or self._cache_within(plan),
             speculation=settings.speculation,
+            max_running=settings.max_running,
+            max_queue=settings.max_queue,
         )
 
     async def _make_room(self, name: str, plan: Plan) -> None:
@@ -223,6 +242,3 @@ def _collect() -> None:
 
     gc.collect()
     loading.give_back_memory()
-
-
-__all__ = ["Loaded", "ModelPool", "WeightsError"]

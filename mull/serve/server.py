@@ -2,41 +2,93 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
+import os
+import signal
 import socket
 import sys
 import threading
 import webbrowser
+from types import FrameType
 
 import uvicorn
 
 from mull.errors import MullError
-from mull.serve.accounts.gate import check_ready
 from mull.serve.app import create_app
+from mull.serve.guard.slow import protocol
+from mull.serve.logs import note
+from mull.serve.serving import serving_of
 from mull.serve.settings import Settings
+
+_KEEP_ALIVE_SECONDS = 30
+# For responses to be written after the answers have been ended.
+_GRACE_SECONDS = 15
+
+
+class Server(uvicorn.Server):
+    """On SIGTERM or SIGINT it takes nothing new, lets running answers finish for a while, ends the
+    rest with what they have, and then goes; at a second signal it goes at once."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.app = create_app(settings)
+        self.settings = settings
+        self.parts = serving_of(self.app)
+        self.stopped_by: int | None = None
+        config = uvicorn.Config(
+            self.app,
+            http=protocol(settings.header_seconds),
+            ws="none",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            limit_concurrency=settings.max_connections,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            timeout_graceful_shutdown=round(settings.shutdown_seconds) + _GRACE_SECONDS,
+        )
+        super().__init__(config)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            self.force_exit = True
+        self.should_exit = True
+        self.stopped_by = sig
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        running = len(self.parts.answers.running)
+        note("shutting down", running=running, waits_s=self.settings.shutdown_seconds)
+        closing = asyncio.create_task(self.parts.answers.close(self.settings.shutdown_seconds))
+        if self.force_exit:
+            closing.cancel()
+        await super().shutdown(sockets)
+        with contextlib.suppress(asyncio.CancelledError):
+            await closing
 
 
 def run(settings: Settings, *, opens_browser: bool = False) -> int:
-    """Serve until SIGINT or SIGTERM; the exit code. MullError where the port cannot be had."""
-    check_ready(settings)
-    app = create_app(settings)
+    """Serve until a signal; the exit code. Raises MullError where it cannot even begin: a port in
+    use, a model that is none, a store that cannot be opened."""
+    server = Server(settings)
+    server.parts.pool.check_default()
     listening = listen(settings)
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))
     url = url_of(listening)
     print(f"mull is at {url}", flush=True)
-    if opens_browser and sys.stdout.isatty():
-        threading.Timer(0.3, open_browser, (url,)).start()
+    if opens_browser and sys.stdout.isatty() and _has_desktop():
+        threading.Timer(0.5, _open_browser, (url,)).start()
     server.run(sockets=[listening])
-    return 0
+    return 130 if server.stopped_by == signal.SIGINT else 0
 
 
 def listen(settings: Settings) -> socket.socket:
-    """The one socket of the server."""
+    """The one socket of the server. MullError where the address cannot be had."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind((settings.host, settings.port))
+        # From here on connections wait in line, and a second server on this port is refused.
+        listening.listen(256)
     except OSError as error:
         listening.close()
         raise MullError(
@@ -51,6 +103,13 @@ def url_of(listening: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}"
 
 
-def open_browser(url: str) -> None:
+def _has_desktop() -> bool:
+    """Where there is none, Python would open a browser inside the terminal."""
+    if sys.platform in ("darwin", "win32"):
+        return True
+    return bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
+
+
+def _open_browser(url: str) -> None:
     with contextlib.suppress(webbrowser.Error):
         webbrowser.open(url)

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from fastapi import FastAPI, Request
 
 from mull.serve.answers import RunningAnswers
+from mull.serve.metrics import Metrics
 from mull.serve.models import ModelPool
 from mull.serve.settings import Settings
+from mull.serve.status import Status
 
 
 @dataclass
@@ -17,6 +19,8 @@ class Serving:
     settings: Settings
     pool: ModelPool
     answers: RunningAnswers
+    metrics: Metrics
+    status: Status
     started: float = field(default_factory=time.time)
 
 

@@ -11,6 +11,8 @@ from typing import Any
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+# How long a client may leave what is sent to it unread.
+WRITE_SECONDS = 60
 KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
 
@@ -65,7 +67,7 @@ class StreamedResponse(Response):
             leaving.cancel()
             if not sending.done():
                 sending.cancel()
-            with suppress(asyncio.CancelledError):
+            with suppress(asyncio.CancelledError, TimeoutError):
                 await sending
 
     async def _send(self, send: Send) -> None:
@@ -74,7 +76,9 @@ class StreamedResponse(Response):
         )
         async with aclosing(self.body_iterator) as body:  # type: ignore[type-var]
             async for piece in body:
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                if piece:
+                    async with asyncio.timeout(WRITE_SECONDS):  # a client that does not read
+                        await send({"type": "http.response.body", "body": piece, "more_body": True})
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

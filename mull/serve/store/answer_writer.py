@@ -39,10 +39,9 @@ class AnswerWriter:
         self._retrying: threading.Thread | None = None
         self._closing = threading.Event()
 
-    @property
-    def unwritten(self) -> int:
-        """Answers that only memory holds just now."""
-        return len(self._unwritten)
+    def holds(self, message: str) -> bool:
+        """Whether only memory has the end of this answer just now."""
+        return message in self._unwritten
 
     async def grow(self, message: str, growth: Growth) -> None:
         """A failure is no harm: the next time writes everything again."""
@@ -104,6 +103,3 @@ class AnswerWriter:
     def _in_transaction(self, act: Callable[..., None], *given: Any) -> None:
         with self._database.write() as db:
             act(db, *given)
-
-
-__all__ = ["AnswerWriter"]

@@ -85,7 +85,7 @@ def create(db: Connection, owner: str, values: Mapping[str, Any]) -> str:
         "updated": moment,
     }
     db.execute(insert(conversations).values(row))
-    _set_tags(db, id, values.get("tags") or ())
+    set_tags(db, id, values.get("tags") or ())
     return id
 
 
@@ -94,7 +94,7 @@ def change(db: Connection, owner: str, id: str, values: Mapping[str, Any]) -> No
     owned.check(db, owner, id)
     given = dict(values)
     if (listed := given.pop("tags", None)) is not None:
-        _set_tags(db, id, listed)
+        set_tags(db, id, listed)
     if (head := given.get("head")) is not None:
         messages.check_in(db, id, head)
     if given:
@@ -169,7 +169,7 @@ def tags_of(db: Connection, ids: Sequence[str]) -> dict[str, list[str]]:
     return found
 
 
-def _set_tags(db: Connection, id: str, listed: Iterable[str]) -> None:
+def set_tags(db: Connection, id: str, listed: Iterable[str]) -> None:
     db.execute(delete(tags).where(tags.c.conversation == id))
     rows = [
         {"conversation": id, "position": position, "tag": tag}

@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Row, insert, select, update
 
 from mull.serve.errors import ApiError
 from mull.serve.store import attachments, owned
-from mull.serve.store.tables import messages
+from mull.serve.store.tables import conversations, messages
 from mull.serve.store.values import iso, new_id, now
 
 TITLE_CHARACTERS = 60
@@ -101,6 +101,18 @@ def stop_orphans(db: Connection) -> int:
     """Answers of a process that was killed stop with the text they had; how many there were."""
     orphaned = update(messages).where(messages.c.state == "running").values(state="stopped")
     return db.execute(orphaned).rowcount
+
+
+def running_in(db: Connection, owner: str, conversation: str | None = None) -> list[str]:
+    """Response ids of answers that still grow, in one conversation or in all of an owner's."""
+    query = (
+        select(messages.c.response_id)
+        .join(conversations, conversations.c.id == messages.c.conversation)
+        .where(conversations.c.owner == owner, messages.c.state == "running")
+    )
+    if conversation is not None:
+        query = query.where(conversations.c.id == conversation)
+    return [id for id in db.scalars(query) if id is not None]
 
 
 def get(db: Connection, id: str) -> dict[str, Any]:

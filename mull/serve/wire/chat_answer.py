@@ -175,7 +175,11 @@ def logprob_entries(logprobs: Iterable[TokenLogprob], tokenizer: Tokenizer) -> l
     ]
 
 
+def finite(logprob: float) -> float:
+    return logprob if math.isfinite(logprob) else _LEAST_LOGPROB
+
+
 def _entry(token: int, logprob: float, tokenizer: Tokenizer) -> dict[str, Any]:
     raw = tokenizer.token_bytes(token)
-    value = logprob if math.isfinite(logprob) else _LEAST_LOGPROB
+    value = finite(logprob)
     return {"token": raw.decode("utf-8", "replace"), "logprob": value, "bytes": list(raw)}

@@ -29,7 +29,7 @@ def message_answer(answer: RunningAnswer) -> dict[str, Any]:
 async def message_stream(answer: RunningAnswer, *, keep_alive: float) -> AsyncIterator[bytes]:
     """message_start, the blocks' events, message_delta and message_stop; pings while queued."""
     writer = _BlockWriter(answer)
-    usage = {**_no_usage(), "input_tokens": answer.prompt_tokens}
+    usage = {**_no_usage(), "input_tokens": len(answer.prompt_ids)}
     start = {**writer.head(), "content": [], "stop_reason": None, "stop_sequence": None}
     yield _event("message_start", message={**start, "usage": usage})
     async with aclosing(answer.events(keep_alive=keep_alive)) as pieces:  # type: ignore[type-var]

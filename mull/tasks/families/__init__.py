@@ -15,6 +15,7 @@ from mull.tasks.families.family import Family
 from mull.tasks.families.gcd import Gcd
 from mull.tasks.families.letters import Caesar, LetterCounting, Reversal
 from mull.tasks.families.multiplication import Multiplication
+from mull.tasks.families.product_sum import ProductSum
 from mull.tasks.families.sequence import NumberSequence
 from mull.tasks.families.sorting import Sorting
 
@@ -38,6 +39,7 @@ FAMILIES: dict[str, type[Family]] = {
         Boolean,
         NumberSequence,
         Countdown,
+        ProductSum,
     )
 }
 

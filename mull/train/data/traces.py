@@ -25,6 +25,8 @@ SLIP_SHARE, RIGHT_GUESSES, LEFT_OUT = 0.06, 0.15, 0.4
 _PIECE = re.compile(r"\S+")
 _NUMBER = re.compile(r"\d+")
 _WITHOUT_STEPS: tuple[Form, ...] = ("guess", "direct")
+# Some problems of a task may have no steps and are passed over; none in so many means all.
+_MOST_WITHOUT = 500
 
 
 class Mark(enum.Enum):
@@ -80,16 +82,27 @@ def traces(
     task: Task, split: Split, seed: int, forms: Mapping[Form, float]
 ) -> Iterator[tuple[Problem, Trace]]:
     """Every problem of the task with one trace each, its form drawn by share; the trace at an index
-    depends on the seed, the index and the problems before it alone."""
+    depends on the seed, the index and the problems before it alone. Problems that lack the steps
+    their form needs are passed over."""
     names, shares = list(forms), list(forms.values())
     if not any(shares):
         raise RecipeError("data.forms: every share is 0; give at least one form a share")
     latest: dict[str, str] = {}
+    lacking: list[tuple[Problem, Form]] = []  # since the latest one that was told
     for index, problem in enumerate(task.problems(split, seed)):
         rng = random.Random(f"trace/{seed}/{index}")
         form = rng.choices(names, shares)[0]
+        if problem.steps is None and form not in _WITHOUT_STEPS:
+            lacking.append((problem, form))
+            if len(lacking) < _MOST_WITHOUT:
+                continue
+        else:
+            lacking.clear()
         yield problem, trace(problem, form, rng, latest.get(problem.family))
         latest[problem.family] = problem.answer
+    for problem, form in lacking[:1]:
+        if not latest:  # nothing was told: the task has no steps at all
+            trace(problem, form, random.Random(0))
 
 
 def guessed(answer: str, rng: random.Random, other: str | None = None) -> str:
