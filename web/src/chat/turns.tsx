@@ -38,8 +38,11 @@ export function Turns({ chat, choices }: { chat: OpenConversation; choices: Choi
 
   // A chat opens at its end, or at the message that was searched for.
   const wanted = anchor.value.startsWith("m-") ? anchor.value.slice(2) : null;
+  // Turns find their true heights only once they are seen, so the end is held until one leaves it.
+  const follows = useRef(false);
   useLayoutEffect(() => {
     const element = scroller.current;
+    follows.current = !wanted;
     if (element && !wanted) element.scrollTop = element.scrollHeight;
   }, [chat.id]);
   useLayoutEffect(() => {
@@ -55,16 +58,20 @@ export function Turns({ chat, choices }: { chat: OpenConversation; choices: Choi
   // What was just sent goes to the top, and its answer is read from there.
   useLayoutEffect(() => {
     if (!fresh) return;
+    follows.current = false;
     const turn = document.getElementById(`turn-${fresh}`);
     turn?.scrollIntoView({ block: "start", behavior: calm() ? "auto" : "smooth" });
   }, [fresh]);
 
+  const seen = useRef({ top: 0, height: 0 });
   const watch = () => {
     const element = scroller.current;
     if (!element) return;
+    const { scrollTop: top, scrollHeight: height } = element;
+    if (height === seen.current.height && top < seen.current.top) follows.current = false;
+    seen.current = { top, height };
     away.value = element.scrollHeight - element.scrollTop - element.clientHeight > 160;
   };
-  const follows = useRef(false);
   useEffect(() => {
     const element = scroller.current;
     if (!element) return;
