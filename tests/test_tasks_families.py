@@ -189,6 +189,42 @@ def test_every_digit_step_holds(name):
             assert int(rest) < int(divisor)
 
 
+def test_every_line_of_a_division_says_all_that_is_left_to_do():
+    for problem in drawn("division", 200, levels=[0, 14]):
+        dividend = max(numbers(problem.question))
+        for line in problem.steps.split("\n")[:-1]:
+            _, divisor, rest, left, quotient = re.fullmatch(
+                r"(\d\d=\d)\*(\d)\+(\d) (\d*);(\d+)", line
+            ).groups()
+            done = int(quotient) * int(divisor) + int(rest)
+            assert int(f"{done}{left}") == dividend
+
+
+def test_every_line_of_a_chain_says_all_that_is_left_to_do():
+    for problem in drawn("chain", 200, levels=[0, 18]):
+        for line in problem.steps.split("\n")[:-1]:
+            value, *left = line.partition("~")[2].split(" ")
+            result = int(value[::-1])
+            for operation in left:
+                result = evaluated(f"{result}{operation}")
+            assert str(result) == problem.answer
+
+
+def test_every_line_of_a_conversion_says_all_that_is_left_to_do():
+    for problem in drawn("base_conversion", 200, levels=[0, 5]):
+        base = min(base for base in numbers(problem.question)[-2:] if base < 10)
+        for line in problem.steps.split("\n")[:-1]:
+            if ";" in line:  # to the base: what the rest becomes, then the digits so far
+                rest, digits = line.split(" ")[-1].split(";")
+                assert int(rest) * base ** len(digits) + int(digits, base) == max(
+                    numbers(problem.question)
+                )
+            else:
+                value, _, left = line.partition("~")[2].partition(" ")
+                whole = int(value[::-1]) * base ** len(left) + int(left or "0", base)
+                assert str(whole) == problem.answer
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_only_the_answer_earns(name):
     task = load_task(name)

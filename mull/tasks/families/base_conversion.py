@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from mull.errors import TaskError
-from mull.tasks.families.digits import divide, times_digit
+from mull.tasks.families.digits import backwards, divide, times_digit
 from mull.tasks.families.family import Family, number_of_digits, worded
 from mull.tasks.task import Problem
 
@@ -25,8 +25,8 @@ class BaseConversion(Family):
 
     Levels: the number has level + 2 digits in base ten. bases: lowest and highest (default 5 to 9).
     To a base: a line per division, ended by `quotient;digits so far`. From a base: a line per digit
-    (times base, plus digit), ended by the value backwards. Level 1 (three digits) is about 75
-    symbols at most, level 2 about 140.
+    (times base, plus digit), ended by the value backwards and the digits that are left. Level 1
+    (three digits) is about 75 symbols, level 2 about 130.
     """
 
     name = "base_conversion"
@@ -71,10 +71,10 @@ def to_base_steps(value: int, base: int) -> str:
 
 def from_base_steps(written: str, base: int) -> str:
     """The value so far times the base plus the next digit, from the first digit on."""
-    value = int(written[0])
-    lines = []
-    for digit in map(int, written[1:]):
-        line = times_digit(value, base, len(str(value)), carry=digit)
-        value = value * base + digit
-        lines.append(f"{line} ~{str(value)[::-1]}")
+    value, left = int(written[0]), written[1:]
+    lines = [f"{backwards(value)} {left}"]
+    while left:
+        line = times_digit(value, base, len(str(value)), carry=int(left[0]))
+        value, left = value * base + int(left[0]), left[1:]
+        lines.append(f"{line} {backwards(value)} {left}".rstrip())
     return "\n".join([*lines, str(value)])

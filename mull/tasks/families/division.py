@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 import re
 
-from mull.tasks.families.digits import divide
 from mull.tasks.families.family import Family, number_of_digits, worded
 from mull.tasks.task import Problem, Verdict
 from mull.tasks.verify import judge_text
@@ -20,8 +19,9 @@ _WORDINGS = (
 class Division(Family):
     """Long division by one digit; the answer reads `1196 remainder 2`.
 
-    Levels: the dividend has level + 2 digits, the divisor is 2 to 9. One step of eight symbols per
-    digit: level 3 (five digits) is about 50 symbols.
+    Levels: the dividend has level + 2 digits, the divisor is 2 to 9. A line per digit: the step,
+    the digits that are left, and the quotient so far, so that a line follows from the one before
+    alone. Level 3 (five digits) is about 90 symbols.
     """
 
     name = "division"
@@ -30,11 +30,24 @@ class Division(Family):
     def make(self, rng: random.Random, level: int) -> Problem:
         a, b = number_of_digits(rng, level + 2), rng.randint(2, 9)
         answer = f"{a // b} remainder {a % b}"
-        steps = f"{divide(a, b)}\n{answer}"
+        steps = f"{division_steps(a, b)}\n{answer}"
         return self.problem(worded(_WORDINGS, a=a, b=b), answer, level, steps)
 
     def verify(self, problem: Problem, text: str) -> Verdict:
         return judge_text(text, problem.answer, _short_form)
+
+
+def division_steps(a: int, b: int) -> str:
+    """A line `step digits left;quotient so far` for each digit of a, the step being as in
+    digits.divide."""
+    lines = []
+    remainder, quotient, left = 0, "", str(a)
+    while left:
+        current = remainder * 10 + int(left[0])
+        digit, remainder = divmod(current, b)
+        quotient, left = f"{quotient}{digit}", left[1:]
+        lines.append(f"{current:02d}={digit}*{b}+{remainder} {left};{quotient}")
+    return "\n".join(lines)
 
 
 def _short_form(answer: str) -> str:
