@@ -1,15 +1,15 @@
-# mull: `make run` sets everything up and starts the chat, `make test` runs the whole test suite.
+# mull: `make run` sets everything up and serves the chat page and the API, `make test` runs the whole test suite.
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 NATIVE := $(wildcard mull/kernels/native/*) CMakeLists.txt
-# Set-up talks on stderr, so that `echo question | make -s run` leaves only the answer on stdout.
+# Set-up talks on stderr, so that stdout is the program's own.
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: run test lint web bench bench-peers setup setup-dev clean
 
 run: setup
-	@$(BIN)/mull chat
+	@exec $(BIN)/mull up
 
 test: setup-dev
 	@$(BIN)/python -m pytest

@@ -29,6 +29,48 @@ def up(
     threads: ThreadsOption = None,
     context: ContextOption = None,
     speculation: SpeculationOption = "auto",
+    accounts: Annotated[
+        bool, typer.Option("--accounts", help="Ask for keys: see `mull keys`.")
+    ] = False,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A further name the server is called by; repeatable."),
+    ] = None,
+    database: Annotated[
+        str | None,
+        typer.Option(metavar="URL", help="Where conversations are kept: sqlite or postgresql."),
+    ] = None,
+    retention: Annotated[
+        float | None,
+        typer.Option(metavar="DAYS", help="Delete conversations silent for so many days."),
+    ] = None,
+    max_running: Annotated[
+        int, typer.Option(metavar="N", help="Answers computed at the same time.")
+    ] = 64,
+    max_queue: Annotated[
+        int, typer.Option(metavar="N", help="Requests that may wait; further ones get 429.")
+    ] = 256,
+    memory_limit: Annotated[
+        float | None, typer.Option(metavar="GB", help="For all models together.")
+    ] = None,
+    idle_minutes: Annotated[
+        float, typer.Option(metavar="N", help="Unload a model nobody used for so long; 0: never.")
+    ] = 30.0,
+    watts: Annotated[
+        float | None, typer.Option(metavar="W", help="What the machine draws, to price answers.")
+    ] = None,
+    usd_per_kwh: Annotated[
+        float | None, typer.Option(metavar="USD", help="What its electricity costs.")
+    ] = None,
+    strict_reasoning: Annotated[
+        bool,
+        typer.Option(
+            "--strict-reasoning", help="Refuse reasoning_content in requests, as DeepSeek once did."
+        ),
+    ] = False,
+    log: Annotated[
+        str, typer.Option(metavar="FORM", help="auto, text, json or off: lines on stderr.")
+    ] = "auto",
 ) -> int:
     """Serve the web chat and the API, and print the URL."""
     with no_garbage_collection():
@@ -39,11 +81,23 @@ def up(
         model=model,
         host=host,
         port=port,
+        hosts=allow_host or (),
         precision=precision,
         device=device,
         threads=threads,
         context=context,
         speculation=speculation,
+        accounts=accounts,
+        strict_reasoning=strict_reasoning,
+        max_running=max_running,
+        max_queue=max_queue,
+        memory_limit=None if memory_limit is None else round(memory_limit * 1e9),
+        idle_minutes=idle_minutes or None,
+        retention_days=retention,
+        database_url=database,
+        watts=watts,
+        usd_per_kwh=usd_per_kwh,
+        log=log,
     )
     if model == DEFAULT_MODEL:
         pull_if_absent(model)

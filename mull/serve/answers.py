@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import secrets
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from mull.serve.errors import ApiError, as_api_error
 from mull.serve.models import ModelPool
 from mull.serve.settings import Settings
 
-Hook = Callable[["RunningAnswer"], Awaitable[Any]]
+Hook = Callable[["RunningAnswer"], Coroutine[Any, Any, Any]]
 Stopper = Literal["owner", "client left", "shutdown"]
 PROGRESS_SECONDS = 0.9
 
@@ -242,6 +242,13 @@ class RunningAnswers:
     def running(self) -> list[RunningAnswer]:
         return [answer for answer in self._answers.values() if not answer.is_finished]
 
+    def forget(self, ids: Iterable[str]) -> None:
+        """Let go of answers whose conversation is deleted; those that run are ended first."""
+        for id in ids:
+            answer = self._answers.pop(id, None)
+            if answer is not None:
+                answer.stop()
+
     def forget_old(self) -> None:
         """Let go of answers that ended more than `keep_minutes` ago."""
         oldest = time.time() - self.settings.keep_minutes * 60
@@ -269,20 +276,25 @@ class RunningAnswers:
     ) -> None:
         last: Event | None = None
         error: ApiError | None = None
+        # Beside the stream: a store that is slow just now must not hold up who reads.
+        telling: asyncio.Task[Any] | None = None
+        told = time.monotonic()
         async with stack:
             try:
-                told = time.monotonic()
                 async for event in stream:
                     answer.take(event)
                     last = event
-                    if on_progress is not None and time.monotonic() - told > PROGRESS_SECONDS:
-                        await on_progress(answer)
-                        told = time.monotonic()
+                    if on_progress is None or time.monotonic() - told < PROGRESS_SECONDS:
+                        continue
+                    if telling is None or telling.done():
+                        telling, told = asyncio.create_task(on_progress(answer)), time.monotonic()
             except Exception as failure:
                 error = as_api_error(failure)
                 if error is not failure:
                     error.__cause__ = failure  # for the log
             answer.error = error
+            if telling is not None:
+                await asyncio.wait({telling})
             try:
                 if on_end is not None:
                     answer.result = await on_end(answer)

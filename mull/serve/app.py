@@ -12,7 +12,7 @@ import mull
 from mull.serve import accounts, api, errors, static, store, watching, wire
 from mull.serve.answers import RunningAnswers
 from mull.serve.guard import Guards
-from mull.serve.logs import RequestLog, note_answer
+from mull.serve.logs import RequestLog, note_answer, note_loose_failure
 from mull.serve.metrics import Metrics
 from mull.serve.models import ModelPool
 from mull.serve.serving import Serving
@@ -52,6 +52,8 @@ def create_app(settings: Settings) -> FastAPI:
 @asynccontextmanager
 async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     parts: Serving = app.state.serving
+    # asyncio's own words would quote the error of a task, which may quote what somebody wrote.
+    asyncio.get_running_loop().set_exception_handler(note_loose_failure)
     async with AsyncExitStack() as stack:
         for room in ROOMS:
             for context in room.contexts:

@@ -6,6 +6,7 @@ which may quote what somebody wrote.
 
 from __future__ import annotations
 
+import asyncio
 import contextvars
 import datetime
 import json
@@ -16,7 +17,7 @@ import sys
 import time
 import traceback
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,7 +29,6 @@ from mull.serve.metrics import Metrics
 if TYPE_CHECKING:
     from mull.serve.answers import RunningAnswer
 
-LogForm = Literal["auto", "json", "text", "off"]
 log = logging.getLogger("mull.serve")
 request_id: contextvars.ContextVar[str] = contextvars.ContextVar("request_id", default="")
 _GIVEN_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
@@ -36,8 +36,8 @@ _GIVEN_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _QUIET = ("/health", "/metrics", "/api/status")
 
 
-def set_up(form: LogForm = "auto") -> None:
-    """Write the log of `mull` to stderr."""
+def set_up(form: str) -> None:
+    """Write the log of `mull` to stderr. form: one of settings.LOG_FORMS."""
     root = logging.getLogger("mull")
     root.setLevel(logging.INFO)
     root.propagate = False
@@ -135,6 +135,13 @@ def failure_facts(error: BaseException) -> dict[str, Any]:
     if isinstance(error.__cause__, Exception):
         facts["because"] = failure_facts(error.__cause__)
     return facts
+
+
+def note_loose_failure(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Of a task that nobody waits for: asyncio's exception handler."""
+    error = context.get("exception")
+    facts = {} if error is None else failure_facts(error)
+    note("failure beside requests", level=logging.ERROR, **facts)
 
 
 def note_answer(answer: RunningAnswer) -> None:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import socket
 import sys
 import threading
 import webbrowser
+from collections.abc import Coroutine
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
 from mull.errors import MullError
+from mull.serve.accounts.gate import check_ready
 from mull.serve.app import create_app
+from mull.serve.errors import ApiError
 from mull.serve.guard.slow import protocol
-from mull.serve.logs import note
+from mull.serve.logs import note, set_up
 from mull.serve.serving import serving_of
 from mull.serve.settings import Settings
 
@@ -28,13 +33,16 @@ _GRACE_SECONDS = 15
 
 class Server(uvicorn.Server):
     """On SIGTERM or SIGINT it takes nothing new, lets running answers finish for a while, ends the
-    rest with what they have, and then goes; at a second signal it goes at once."""
+    rest with what they have, and then goes. A second signal ends them at once, a third everything.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self.app = create_app(settings)
         self.settings = settings
         self.parts = serving_of(self.app)
         self.stopped_by: int | None = None
+        self._signals = 0
+        self._chores: set[asyncio.Task[None]] = set()
         config = uvicorn.Config(
             self.app,
             http=protocol(settings.header_seconds),
@@ -50,25 +58,50 @@ class Server(uvicorn.Server):
         super().__init__(config)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.should_exit:
-            self.force_exit = True
-        self.should_exit = True
         self.stopped_by = sig
+        self.should_exit = True
+        self._signals += 1
+        self.force_exit = self._signals > 2
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        if self.started:
+            self._do(self._load_default())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        running = len(self.parts.answers.running)
-        note("shutting down", running=running, waits_s=self.settings.shutdown_seconds)
-        closing = asyncio.create_task(self.parts.answers.close(self.settings.shutdown_seconds))
-        if self.force_exit:
-            closing.cancel()
+        answers = self.parts.answers
+        note("shutting down", running=len(answers.running), waits_s=self.settings.shutdown_seconds)
+        self._do(answers.close(self.settings.shutdown_seconds))
+        self._do(self._hurry())
         await super().shutdown(sockets)
-        with contextlib.suppress(asyncio.CancelledError):
-            await closing
+
+    async def _load_default(self) -> None:
+        """Before anybody asks; whoever asks for a model that fails is told why as well."""
+        name = self.parts.pool.default
+        try:
+            await self.parts.pool.load(name)
+        except (MullError, ApiError) as error:
+            note("the model could not be loaded", level=logging.ERROR, model=name, why=str(error))
+        else:
+            note("loaded", model=name)
+
+    async def _hurry(self) -> None:
+        while self._signals < 2:
+            await asyncio.sleep(0.1)
+        for answer in self.parts.answers.running:
+            answer.stop("shutdown")
+
+    def _do(self, chore: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(chore)
+        self._chores.add(task)
+        task.add_done_callback(self._chores.discard)
 
 
 def run(settings: Settings, *, opens_browser: bool = False) -> int:
     """Serve until a signal; the exit code. Raises MullError where it cannot even begin: a port in
-    use, a model that is none, a store that cannot be opened."""
+    use, a model that is none, a store that cannot be opened, accounts without a key."""
+    set_up(settings.log)
+    check_ready(settings)
     server = Server(settings)
     server.parts.pool.check_default()
     listening = listen(settings)
@@ -77,6 +110,8 @@ def run(settings: Settings, *, opens_browser: bool = False) -> int:
     if opens_browser and sys.stdout.isatty() and _has_desktop():
         threading.Timer(0.5, _open_browser, (url,)).start()
     server.run(sockets=[listening])
+    if not server.started and server.stopped_by is None:
+        raise MullError("the server could not begin: the lines above say why")
     return 130 if server.stopped_by == signal.SIGINT else 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from mull.errors import RequestError
 
 DEFAULT_PORT = 8642
+LOG_FORMS = ("auto", "text", "json", "off")
 PAGE = Path(__file__).parent / "page"
 
 
@@ -24,6 +26,7 @@ class Settings:
     strict_reasoning: refuse `reasoning_content` in a request, as the first deepseek-reasoner did.
     database_url: where conversations are kept; None is a file in MULL_HOME.
     watts and usd_per_kwh: what an answer's electricity is priced with; None for unknown.
+    log: auto (text for a terminal, else json), text, json or off.
     """
 
     model: str = "smollm2-135m"
@@ -55,6 +58,7 @@ class Settings:
     database_url: str | None = None
     watts: float | None = None
     usd_per_kwh: float | None = None
+    log: str = "auto"
     page: Path = field(default=PAGE)
 
     def __post_init__(self) -> None:
@@ -62,6 +66,12 @@ class Settings:
             raise RequestError(f"port is {self.port}, but must be a number from 0 to 65535")
         if self.max_queue < 1 or self.max_running < 1:
             raise RequestError("the limits of running and waiting requests must be 1 or more")
+        for name in ("memory_limit", "idle_minutes", "retention_days", "watts", "usd_per_kwh"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise RequestError(f"{name.replace('_', ' ')} is {value:g}, but must be above 0")
+        if self.log not in LOG_FORMS:
+            raise RequestError(f"log is {self.log!r}, but must be one of {', '.join(LOG_FORMS)}")
         if not self.is_loopback and not self.accounts:
             raise RequestError(
                 f"host {self.host} can be reached from other machines, so it needs a key: "

@@ -6,15 +6,29 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, suppress
-from typing import Any
+from typing import Annotated, Any
 
+from fastapi import Header, Query
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
+from mull.serve.errors import ApiError
+
 # How long a client may leave what is sent to it unread.
 WRITE_SECONDS = 60
+AfterNumber = Annotated[int | None, Query(ge=0, le=2**31 - 1)]
+LastEventId = Annotated[str | None, Header(max_length=20)]
 KEEP_ALIVE = b": keep-alive\n\n"
 DONE = b"data: [DONE]\n\n"
+
+
+def first_number(after: int | None, last_event_id: str | None) -> int:
+    """The number of the last event that a reader has; 0 for none."""
+    if after is not None or last_event_id is None:
+        return after or 0
+    if not last_event_id.isdecimal() or not last_event_id.isascii():
+        raise ApiError(400, "Last-Event-ID must be a number", param="Last-Event-ID")
+    return min(int(last_event_id), 2**31 - 1)
 
 
 def event(data: Any, *, name: str | None = None, number: int | None = None) -> bytes:

@@ -22,7 +22,7 @@ from mull.serve.store import Store
 from mull.serve.store.database import Database
 
 if TYPE_CHECKING:
-    from mull.serve.answers import RunningAnswer
+    from mull.serve.answers import RunningAnswer, RunningAnswers
 
 COOKIE = "mull_session"
 _MAX_SECRET = 200
@@ -32,8 +32,9 @@ _log = logging.getLogger(__name__)
 class Gate:
     """Lives in the server's asyncio loop."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, answers: RunningAnswers) -> None:
         self._store = store
+        self._answers = answers
         self._rates = RateLimits()
         self._guesses = Guesses()
         self._known: dict[str, Key] = {}
@@ -84,7 +85,7 @@ class Gate:
             return
         if owner.has_cookie and key.rate_per_minute is not None:
             self._rates.take(key.id, key.rate_per_minute)
-        spent = key.spent_tokens + self._booking[key.id]
+        spent = key.spent_tokens + self._booking[key.id] + self._running_up(key.id)
         if key.budget_tokens is not None and spent >= key.budget_tokens:
             raise ApiError(
                 402,
@@ -92,6 +93,11 @@ class Gate:
                 "ask for a new key, or a larger budget",
                 code="insufficient_balance",
             )
+
+    def _running_up(self, key: str) -> int:
+        """What answers under way have taken by now."""
+        mine = (answer for answer in self._answers.running if answer.owner.key == key)
+        return sum(len(answer.prompt_ids) + answer.completion_tokens for answer in mine)
 
     def charge(self, owner: Owner, usage: Mapping[str, int]) -> None:
         """Book the usage of something generated: prompt and completion tokens."""
@@ -179,7 +185,7 @@ def _owner(key: Key, *, has_cookie: bool) -> Owner:
 async def opened(app: FastAPI) -> AsyncIterator[None]:
     """The gate, as long as the app runs; what answers take is booked where accounts are on."""
     parts = app.state.serving
-    gate = Gate(app.state.store)
+    gate = Gate(app.state.store, parts.answers)
     app.state.gate = gate
     if parts.settings.accounts:
         parts.answers.on_start.append(gate.admit)

@@ -5,15 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
-from typing import Annotated, Any
+from typing import Any
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter
 from fastapi.responses import Response
 
 from mull.serve import sse
 from mull.serve.answers import Piece, RunningAnswer
 from mull.serve.api.fields import AnOwner, TheServing
-from mull.serve.errors import ApiError
 
 router = APIRouter(prefix="/answers/{id}")
 
@@ -25,16 +24,13 @@ async def follow(
     id: str,
     owner: AnOwner,
     parts: TheServing,
-    after: Annotated[int | None, Query(ge=0, le=2**31 - 1)] = None,
-    last_event_id: Annotated[str | None, Header(max_length=20)] = None,
+    after: sse.AfterNumber = None,
+    last_event_id: sse.LastEventId = None,
 ) -> Response:
     """Its events as they come, those with a number above `after` (or Last-Event-ID) only."""
     answer = parts.answers.get(owner, id)
-    if after is None and last_event_id is not None:
-        if not last_event_id.isdecimal():
-            raise ApiError(400, "Last-Event-ID must be a number", param="Last-Event-ID")
-        after = int(last_event_id)
-    body = _events(answer, after or 0, keep_alive=parts.settings.keep_alive_seconds)
+    number = sse.first_number(after, last_event_id)
+    body = _events(answer, number, keep_alive=parts.settings.keep_alive_seconds)
     return sse.StreamedResponse(body)
 
 

@@ -77,6 +77,7 @@ def change_preset(id: str, asked: ChangedPreset, owner: AnOwner, store: TheStore
 def remove_preset(id: str, owner: AnOwner, store: TheStore) -> Response:
     with store.write() as db:
         preferences.remove_preset(db, owner.name, id)
+    store.erase()
     return Response(status_code=204)
 
 

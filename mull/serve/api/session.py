@@ -49,7 +49,7 @@ async def log_in(
         max_age=LOGIN_DAYS * 24 * 3600,
         httponly=True,
         samesite="strict",
-        secure=request.url.scheme == "https",
+        secure=_is_encrypted(request),
     )
     return _session(parts, owner)
 
@@ -61,6 +61,12 @@ async def log_out(request: Request, response: Response, parts: TheServing) -> di
         await request.app.state.gate.log_out(cookie)
     response.delete_cookie(COOKIE, httponly=True, samesite="strict")
     return _session(parts, None if parts.settings.accounts else Owner())
+
+
+def _is_encrypted(request: Request) -> bool:
+    """Also where a proxy speaks TLS for us: then the page's own origin says so."""
+    origin = request.headers.get("origin", "")
+    return request.url.scheme == "https" or origin.startswith("https://")
 
 
 def _session(parts: Serving, owner: Owner | None) -> dict[str, Any]:

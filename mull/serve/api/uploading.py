@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from mull.errors import RequestError
 from mull.serve.accounts.owner import Owner
-from mull.serve.api.fields import AnOwner, TheStore
+from mull.serve.api.fields import AnOwner, ChatSettings, TheStore
 from mull.serve.api.preferences import MAX_SETTINGS_BYTES, NewPreset, preset_values
 from mull.serve.errors import ApiError
 from mull.serve.store import Store, attachments, exporting, importing, owned, preferences
@@ -103,7 +103,8 @@ def import_file(file: UploadFile, owner: AnOwner, store: TheStore) -> dict[str, 
 def _take(store: Store, owner: Owner, record: dict[str, Any], done: dict[str, Any]) -> None:
     skipped = record.get("skipped")
     if isinstance(record.get("conversation"), dict):
-        conversation = record["conversation"]
+        conversation = {**record["conversation"]}
+        conversation["settings"] = _chat_settings(conversation.get("settings"))
         try:
             with store.write() as db:
                 done["messages"] += importing.add(db, owner.name, conversation)
@@ -116,6 +117,14 @@ def _take(store: Store, owner: Owner, record: dict[str, Any], done: dict[str, An
         _take_preferences(store, owner, record)
     if skipped and len(done["skipped"]) < _MAX_SKIPPED:
         done["skipped"].append(skipped)
+
+
+def _chat_settings(raw: Any) -> dict[str, Any]:
+    """What of a conversation's settings the page could have set itself: they reach the sampler."""
+    try:
+        return ChatSettings.model_validate(raw or {}).kept()
+    except ValidationError:
+        return {}
 
 
 def _take_preferences(store: Store, owner: Owner, record: dict[str, Any]) -> None:

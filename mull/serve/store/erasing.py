@@ -17,7 +17,7 @@ from mull.serve.store.values import new_id
 
 _PAGES_AT_ONCE = 2000  # of the index: some tenths of a second
 _CHECKPOINT_TRIES = 40
-_TABLES = ("messages", "conversations", "files", "message_files", "tags")
+_TABLES = ("messages", "conversations", "files", "message_files", "tags", "presets", "settings")
 
 
 def note(db: Connection) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from sqlalchemy import Connection, Row, delete, func, insert, select, update
 
 from mull.serve.errors import ApiError
+from mull.serve.store import erasing
 from mull.serve.store.tables import presets, settings
 from mull.serve.store.values import new_id, now
 
@@ -65,6 +66,7 @@ def change_preset(db: Connection, owner: str, id: str, values: Mapping[str, Any]
 def remove_preset(db: Connection, owner: str, id: str) -> None:
     get_preset(db, owner, id)
     db.execute(delete(presets).where(presets.c.id == id))
+    erasing.note(db)
 
 
 def _as_json(row: Row[Any]) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from pydantic import Field
 
 from mull.serve import sse
 from mull.serve.accounts.owner import Owner, current_owner
-from mull.serve.answers import new_id
+from mull.serve.answers import RunningAnswer, new_id
+from mull.serve.errors import ApiError
 from mull.serve.serving import Serving, serving
 from mull.serve.wire.chat_answer import ChatForm, chat_answer, chat_stream, error_chunk
 from mull.serve.wire.common import (
@@ -99,16 +100,18 @@ class ChatRequest(Sampling):
     parallel_tool_calls: bool | None = True
 
 
+Asking = Annotated[Owner, Depends(current_owner)]
+Parts = Annotated[Serving, Depends(serving)]
+
+
 @router.post("/chat/completions")
 async def chat_completions(
-    request: Request,
-    asked: ChatRequest,
-    owner: Annotated[Owner, Depends(current_owner)],
-    parts: Annotated[Serving, Depends(serving)],
+    request: Request, asked: ChatRequest, owner: Asking, parts: Parts
 ) -> Response:
     """The assistant's next message, whole or as a stream of chunks."""
     options = asked.stream_options or StreamOptions()
     form = ChatForm(include_usage=options.include_usage, logprobs=bool(asked.logprobs))
+    _check_messages(asked.messages, is_strict=parts.settings.strict_reasoning)
     starting = parts.answers.start(
         owner,
         asked.model,
@@ -129,6 +132,60 @@ async def chat_completions(
     )
 
 
+@router.get("/chat/completions/{id}")
+async def get_chat_completion(
+    request: Request,
+    id: str,
+    owner: Asking,
+    parts: Parts,
+    stream: bool = False,
+    after: sse.AfterNumber = None,
+    last_event_id: sse.LastEventId = None,
+) -> Response:
+    """A kept answer (`store`, or `stream_options.resumable`): whole, once it is; with `stream` the
+    chunks whose `id:` is above `after` or Last-Event-ID, and those that come."""
+    answer = _kept(parts, owner, id)
+    if stream:
+        number = sse.first_number(after, last_event_id)
+        keep_alive = parts.settings.keep_alive_seconds
+        return sse.StreamedResponse(chat_stream(answer, number, keep_alive=keep_alive))
+
+    async def found() -> RunningAnswer:
+        return answer
+
+    return await whole_response(request, found(), chat_answer)
+
+
+@router.delete("/chat/completions/{id}")
+async def delete_chat_completion(id: str, owner: Asking, parts: Parts) -> dict[str, Any]:
+    """Forget a kept answer; one that still runs is ended."""
+    parts.answers.forget([_kept(parts, owner, id).id])
+    return {"id": id, "object": "chat.completion.deleted", "deleted": True}
+
+
+def _kept(parts: Serving, owner: Owner, id: str) -> RunningAnswer:
+    answer = parts.answers.get(owner, id)
+    if not isinstance(answer.form, ChatForm):
+        raise ApiError(404, f"{id[:80]!r} is no chat completion")
+    return answer
+
+
+def _check_messages(messages: list[ChatMessage], *, is_strict: bool) -> None:
+    """What only this format knows of: `prefix`, and the first deepseek-reasoner's strictness."""
+    for number, message in enumerate(messages):
+        where = f"messages.{number}"
+        if message.prefix and (message.role != "assistant" or message is not messages[-1]):
+            raise ApiError(
+                400, f"{where}.prefix: only the last message, an assistant's, can be gone on from"
+            )
+        if is_strict and message.reasoning_content is not None:
+            raise ApiError(
+                400,
+                f"{where}.reasoning_content: thinking must not be sent back to this server",
+                param=f"{where}.reasoning_content",
+            )
+
+
 def _options(asked: ChatRequest) -> dict[str, Any]:
     options = asked.sampling()
     if asked.max_completion_tokens is not None:
@@ -146,8 +203,6 @@ def _options(asked: ChatRequest) -> dict[str, Any]:
         "tool_choice": asked.tool_choice,
         "parallel_tool_calls": asked.parallel_tool_calls is not False,
         "response_format": asked.response_format,
+        "continue_last": asked.messages[-1].prefix,
     }
     return options
-
-
-__all__ = ["ChatRequest", "router", "sse"]

@@ -89,7 +89,12 @@ async def completions(
         return answer
 
     async def all_of_them() -> list[RunningAnswer]:
-        return await asyncio.gather(*map(whole, prompts))
+        try:
+            async with asyncio.TaskGroup() as group:  # where one fails the others end as well
+                tasks = [group.create_task(whole(prompt)) for prompt in prompts]
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        return [task.result() for task in tasks]
 
     everything: asyncio.Future[Any] = asyncio.ensure_future(all_of_them())
     leaving: asyncio.Future[Any] = asyncio.ensure_future(sse.until_disconnect(request.receive))
