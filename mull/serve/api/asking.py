@@ -39,6 +39,7 @@ class NewAnswer(Form):
     thinking: Thinking | None = None
     think_budget: ThinkBudget | None = None
     sampling: Sampling | None = None
+    beside: Id | None = None
     continue_: Annotated[bool, Field(alias="continue")] = False
 
 
@@ -154,6 +155,10 @@ def _look_up(store: Store, owner: Owner, id: str, asked: NewAnswer) -> _Asking:
             raise ApiError(400, f"parent must be {what}", param="parent")
         if last.state == "running":
             raise ApiError(409, "this answer is still running: stop it first, or wait")
+        if asked.beside is not None:
+            other = messages.check_in(db, id, asked.beside)
+            if other.role != "assistant" or other.parent != asked.parent or asked.continue_:
+                raise ApiError(400, "beside must be another answer to `parent`", param="beside")
         return _Asking(conversation, tell(db, rows), last if asked.continue_ else None)
 
 
@@ -184,7 +189,8 @@ def _store(
         owned.check(db, owner.name, id)  # it may have been deleted meanwhile
         if asking.started is not None:
             return messages.continue_answer(db, id, asking.started.id, **named)
-        return messages.start_answer(db, id, parent=asked.parent, **named)
+        beside = asked.beside
+        return messages.start_answer(db, id, parent=asked.parent, beside=beside, **named)
 
 
 def _timing(answer: RunningAnswer, output: Output) -> dict[str, Any]:

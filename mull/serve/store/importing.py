@@ -49,6 +49,7 @@ class _Message(_Form):
     timing: _Table | None = None
     cost_usd: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
     created: _Time | None = None
+    beside: _Short | None = None
 
 
 class _Conversation(_Form):
@@ -149,6 +150,7 @@ def _row(message: _Message, conversation: str, ids: dict[str, str], moment: int)
         "usage": message.usage,
         "timing": message.timing,
         "cost_usd": message.cost_usd,
+        "beside": ids.get(message.beside or ""),
         "created": _time(message.created, moment),
     }
 

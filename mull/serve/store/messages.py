@@ -54,9 +54,16 @@ def add_question(
 
 
 def start_answer(
-    db: Connection, conversation: str, *, parent: str, model: str, response_id: str
+    db: Connection,
+    conversation: str,
+    *,
+    parent: str,
+    beside: str | None = None,
+    model: str,
+    response_id: str,
 ) -> dict[str, Any]:
-    """An assistant's message that is about to grow; it becomes the head."""
+    """An assistant's message that is about to grow; it becomes the head, unless it is to be
+    compared with the one `beside` it."""
     id = _insert(
         db,
         conversation=conversation,
@@ -66,15 +73,19 @@ def start_answer(
         state="running",
         model=model,
         response_id=response_id,
+        beside=beside,
     )
-    owned.touch(db, conversation, head=id)
+    owned.touch(db, conversation, **({} if beside else {"head": id}))
     return get(db, id)
 
 
 def continue_answer(
     db: Connection, conversation: str, id: str, *, model: str, response_id: str
 ) -> dict[str, Any]:
-    """The answer that was there grows on; it becomes the head."""
+    """The answer that was there grows on; it becomes the head. ApiError 409 where it does so
+    already."""
+    if check_in(db, conversation, id).state == "running":
+        raise ApiError(409, "this answer is still running: stop it first, or wait")
     again = {"state": "running", "error": None, "finish_reason": None}
     _set(db, id, {**again, "model": model, "response_id": response_id})
     owned.touch(db, conversation, head=id)
@@ -103,12 +114,12 @@ def stop_orphans(db: Connection) -> int:
     return db.execute(orphaned).rowcount
 
 
-def running_in(db: Connection, owner: str, conversation: str | None = None) -> list[str]:
-    """Response ids of answers that still grow, in one conversation or in all of an owner's."""
+def response_ids(db: Connection, owner: str, conversation: str | None = None) -> list[str]:
+    """Of the answers of one conversation, or of all of an owner's."""
     query = (
         select(messages.c.response_id)
         .join(conversations, conversations.c.id == messages.c.conversation)
-        .where(conversations.c.owner == owner, messages.c.state == "running")
+        .where(conversations.c.owner == owner, messages.c.response_id.is_not(None))
     )
     if conversation is not None:
         query = query.where(conversations.c.id == conversation)
@@ -138,13 +149,16 @@ def tree(db: Connection, conversation: str) -> list[dict[str, Any]]:
 
 
 def path(db: Connection, conversation: str, id: str) -> list[Row[Any]]:
-    """From the first message down to this one, with token ids. ApiError 404."""
+    """From the first message down to this one, with token ids. ApiError 404; 400 for a way so long
+    that no model could be asked for its end."""
     check_in(db, conversation, id)
     links = select(messages.c.id, messages.c.parent).where(messages.c.conversation == conversation)
     parents = {row.id: row.parent for row in db.execute(links)}
     ids: list[str] = []
     step: str | None = id
-    while step is not None and len(ids) < MAX_DEPTH:
+    while step is not None:
+        if len(ids) == MAX_DEPTH:
+            raise ApiError(400, f"more than {MAX_DEPTH:,} messages lead here: begin a new chat")
         ids.append(step)
         step = parents.get(step)
     rows: dict[str, Row[Any]] = {}
@@ -172,6 +186,7 @@ def as_json(row: Row[Any], files: list[dict[str, Any]]) -> dict[str, Any]:
         "cost_usd": row.cost_usd,
         "created": iso(row.created),
         "response_id": row.response_id,
+        "beside": row.beside,
     }
 
 

@@ -107,6 +107,7 @@ messages = Table(
     Column("cost_usd", Float),
     Column("created", BigInteger, nullable=False),
     Column("response_id", _Id),
+    Column("beside", _Id),  # the answer of another model that it was asked for together with
     sqlite_autoincrement=True,  # a number is never used twice: the index forgets late
 )
 Index("messages_of_conversation", messages.c.conversation, messages.c.state)
