@@ -45,6 +45,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "device_scale_factor": 2,
     },
 }
+PATIENCE_MS = 5_000
 LOCALES = {"en": "en-GB", "ko": "ko-KR"}
 
 THINKING = (
@@ -212,7 +213,7 @@ class Visit:
 
     @property
     def composer(self) -> Any:
-        return self.page.get_by_label(self.t("composer.message"))
+        return self.page.get_by_role("textbox", name=self.t("composer.message"), exact=True)
 
     @property
     def answers(self) -> Any:
@@ -245,6 +246,7 @@ class Visit:
 @pytest.fixture
 def visit(browser: Any, mull_up: MullUp) -> Iterator[Callable[..., Visit]]:
     """Opens pages, each in a browser context of its own; what they complained of fails the test."""
+    mull_up.ask("/api/settings", {}, "PUT")  # nobody has chosen anything yet
     yield from visits(browser, mull_up)
 
 
@@ -269,7 +271,7 @@ def visits(browser: Any, default: MullUp) -> Iterator[Callable[..., Visit]]:
             reduced_motion="reduce",
             **options,
         )
-        context.set_default_timeout(20_000)
+        context.set_default_timeout(PATIENCE_MS)
         page = context.new_page()
         visit = Visit(page, server, language, size)
         _watch(visit)

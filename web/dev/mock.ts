@@ -179,10 +179,11 @@ function answer(stored: Stored, asked: Record<string, unknown>): unknown {
         role: "assistant",
         model: asked.model ?? "mock",
         state: "running",
+        beside: asked.beside ?? null,
       });
   message.response_id = newId();
   if (!continued) stored.messages.push(message);
-  stored.item.head = message.id;
+  if (!asked.beside) stored.item.head = message.id;
   const stream: Stream = { events: [], waiting: new Set(), stop: false, answerNow: false };
   streams.set(String(message.response_id), stream);
   play(message, stream, script);
@@ -335,6 +336,7 @@ function newMessage(fields: Record<string, unknown>): Record<string, unknown> {
       created: now(),
     },
     response_id: null,
+    beside: null,
     ...fields,
   };
 }

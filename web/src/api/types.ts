@@ -109,6 +109,8 @@ export interface Message {
   cost_usd: number | null;
   created: string;
   response_id: string | null;
+  /** The answer it was asked for together with, to be compared. */
+  beside: string | null;
 }
 
 export interface NewAnswer {
@@ -118,6 +120,7 @@ export interface NewAnswer {
   think_budget?: number;
   sampling?: Sampling;
   continue?: true;
+  beside?: string;
 }
 
 export interface SearchHit {

@@ -4,29 +4,21 @@ import { t } from "../i18n";
 import type { OpenConversation } from "./conversation";
 import { Answer } from "./message";
 
-const TOGETHER_MS = 30_000;
-
-/** The answers that were asked for together: of different models, begun at the same time as `chosen`. */
+/** `chosen`, and the newest answer of every other model that was asked together with it. */
 export function columnsOf(
   chat: OpenConversation,
   question: string,
   chosen: string | undefined,
 ): string[] {
   if (!chosen) return [];
-  const one = chat.message(chosen).peek();
-  const began = Date.parse(one.created);
-  const models = new Set([one.model]);
-  const columns = [chosen];
-  for (const id of chat.children(question).toReversed()) {
-    if (id === chosen) continue;
-    const other = chat.message(id).peek();
-    if (models.has(other.model) || Math.abs(Date.parse(other.created) - began) > TOGETHER_MS)
-      continue;
-    models.add(other.model);
-    columns.push(id);
-  }
+  const together = chat.together(chosen);
+  const columns = new Map([[chat.message(chosen).peek().model, chosen]]);
   const order = chat.children(question);
-  return columns.sort((a, b) => order.indexOf(a) - order.indexOf(b));
+  for (const id of order.toReversed()) {
+    const { model } = chat.message(id).peek();
+    if (chat.together(id) === together && !columns.has(model)) columns.set(model, id);
+  }
+  return [...columns.values()].sort((a, b) => order.indexOf(a) - order.indexOf(b));
 }
 
 interface Props {
@@ -65,6 +57,7 @@ export function Columns({ chat, ids, chosen, near, last, onRegenerate, onContinu
             near={near}
             last={last}
             compared
+            branches={id === chosen && chat.siblings(id).length > ids.length}
             onRegenerate={onRegenerate(id)}
             onContinue={onContinue(id)}
           />

@@ -68,6 +68,11 @@ export class OpenConversation {
     return this.tree.value.tree.children(id);
   }
 
+  /** Answers that were asked for together, to be compared, give the same. */
+  together(id: string): string {
+    return this.message(id).peek().beside ?? id;
+  }
+
   /** The answers that are being made on the path that is shown. */
   readonly running = computed(() => {
     const live = this.live.value;
@@ -102,29 +107,47 @@ export class OpenConversation {
   /** One answer of each model to the question `parent`; the first one's is read on. */
   async answer(parent: string, { models, settings }: Asking): Promise<void> {
     const wanted: (string | undefined)[] = models.length > 0 ? models : [undefined];
-    const ids: string[] = [];
+    let beside: string | undefined;
     for (const model of wanted) {
-      try {
-        const { message } = await api.addAnswer(this.id, { ...answerOf(parent, settings), model });
-        ids.push(message.id);
-        batch(() => {
-          this.put(message);
-          this.head.value = ids[0]!;
-        });
-        this.follow(message);
-      } catch (error) {
-        say(error);
-      }
+      const begun = await this.begin({ ...answerOf(parent, settings), model, beside });
+      beside ??= begun;
     }
-    if (ids.length > 1) this.change({ head: ids[0]! }).catch(say);
     listChanged();
   }
 
+  /** Another answer to the same question: a branch of its own. */
   async regenerate(id: string, asking: Asking): Promise<void> {
     const { parent } = this.message(id).peek();
     if (parent === null) return;
     this.fresh.value = parent;
     await this.answer(parent, asking);
+  }
+
+  /** Another answer in its column of a comparison, of the same model. */
+  async regenerateBeside(id: string, settings: ChatSettings): Promise<void> {
+    const { parent, model } = this.message(id).peek();
+    if (parent === null) return;
+    const isChosen = this.path.peek().includes(id);
+    const asked = { ...answerOf(parent, settings), model: model ?? undefined };
+    const made = await this.begin({ ...asked, beside: this.together(id) });
+    if (made && isChosen) this.choose(made);
+    listChanged();
+  }
+
+  /** One answer begins; it is read on, unless it is made to be read beside another. */
+  private async begin(asked: NewAnswer): Promise<string | undefined> {
+    try {
+      const { message } = await api.addAnswer(this.id, asked);
+      batch(() => {
+        this.put(message);
+        if (!asked.beside) this.head.value = message.id;
+      });
+      this.follow(message);
+      return message.id;
+    } catch (error) {
+      say(error);
+      return undefined;
+    }
   }
 
   /** Lets an answer that was cut off go on where it ended. */

@@ -138,12 +138,22 @@ function Editor({
 interface AnswerProps extends Props {
   onRegenerate: () => void;
   onContinue: () => void;
-  /** In a comparison the model is the heading, and branches are the columns. */
+  /** In a comparison the model is the heading. */
   compared?: boolean;
+  branches?: boolean;
   last: boolean;
 }
 
-export function Answer({ id, chat, near, onRegenerate, onContinue, compared, last }: AnswerProps) {
+export function Answer({
+  id,
+  chat,
+  near,
+  onRegenerate,
+  onContinue,
+  compared,
+  branches = true,
+  last,
+}: AnswerProps) {
   const message = chat.message(id).value;
   const live = useComputed(() => chat.live.value.get(id)).value;
   const running = live !== undefined;
@@ -168,7 +178,7 @@ export function Answer({ id, chat, near, onRegenerate, onContinue, compared, las
       )}
       {!running && (
         <div class="actions">
-          {!compared && <Branches id={id} chat={chat} />}
+          {branches && <Branches id={id} chat={chat} />}
           <CopyButton text={message.text} compact />
           <IconButton icon="again" label={t("message.regenerate")} onClick={onRegenerate} />
           {!compared && message.model && <span class="by">{message.model}</span>}

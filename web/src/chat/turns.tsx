@@ -151,7 +151,11 @@ function Turn({ turn, chat, choices, last, near: nearAtFirst, fresh }: TurnProps
   const columns = question === null ? [] : columnsOf(chat, question, answers[0]);
   const regenerate = (id: string) => () => {
     const wish = asking(choices);
-    chat.regenerate(id, { ...wish, models: wish.models.slice(0, 1) }).catch(say);
+    const again =
+      columns.length > 1
+        ? chat.regenerateBeside(id, wish.settings)
+        : chat.regenerate(id, { ...wish, models: wish.models.slice(0, 1) });
+    again.catch(say);
   };
   const continued = (id: string) => () => {
     const { model } = chat.message(id).peek();
