@@ -254,7 +254,7 @@ def test_bad_data_is_named_down_to_the_line(tmp_path: Path) -> None:
     [
         (b"", "bad.jsonl holds no problems"),
         (b'{"question": "1?", "answer": ""}\n', "line 1: answer must be a text that is not empty"),
-        (b'{"question": "1?", "answer": "\xff"}\n', "bad.jsonl is not UTF-8 text (byte 28)"),
+        (b'{"question": "1?", "answer": "\xff"}\n', "bad.jsonl is not UTF-8 text (byte 30)"),
     ],
 )
 def test_a_task_that_cannot_be_learnt_is_refused_in_one_line(

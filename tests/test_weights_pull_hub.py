@@ -129,7 +129,7 @@ def test_a_killed_pull_goes_on_in_the_next_process(hub: HubServer, home: Path) -
     process.wait()
     hub.stall_after.clear()
     hub.go_on.set()
-    assert weights.list_models() == []
+    assert weights.pulled_models() == []
     hub.branch = "d" * 40  # the repository moves on meanwhile
     hub.commits[hub.branch] = {**SMALL_FILES, "config.json": b"{}"}
     files = weights.pull(REPOSITORY)
@@ -166,7 +166,7 @@ def test_a_file_that_differs_from_its_listed_hash_is_refused(hub: HubServer, hom
         message = refusal()
         assert path in message
         assert "refused" in message
-        assert weights.list_models() == []
+        assert weights.pulled_models() == []
         hub.commits[COMMIT][path] = original
     assert weights.pull(REPOSITORY).kind == "hf"
 
@@ -235,7 +235,7 @@ def test_an_interrupted_pull_leaves_no_model_and_goes_on_later(hub: HubServer, h
 
     with pytest.raises(KeyboardInterrupt):
         weights.pull(REPOSITORY, progress=interrupt)
-    assert weights.list_models() == []
+    assert weights.pulled_models() == []
     assert weights.pull(REPOSITORY).kind == "hf"
 
 
@@ -303,7 +303,7 @@ def test_a_disk_that_fills_up_midway_leaves_nothing_half_written(
     assert process.returncode == 1
     assert complaint.startswith("refused: disk full while pulling")
     assert complaint.count("\n") == 1
-    assert weights.list_models() == []
+    assert weights.pulled_models() == []
     files = weights.pull(REPOSITORY)  # with room again it goes on where it stopped
     assert (files.path / "model.safetensors").read_bytes() == LARGE
     assert hub.gets("model.safetensors")[1] is not None
@@ -330,7 +330,7 @@ def test_a_really_full_disk_is_told_in_one_line(
 
         hub.before_file = fill
         assert refusal().startswith("disk full while pulling")
-        assert weights.list_models() == []
+        assert weights.pulled_models() == []
         (disk / "other").unlink()
         hub.before_file = lambda path: None
         assert weights.pull(REPOSITORY).kind == "hf"

@@ -34,7 +34,7 @@ def test_a_model_is_found_by_name_by_folder_and_by_file(
     pulled: weights.ModelFiles, tmp_path: Path
 ) -> None:
     assert weights.resolve("little-model") == pulled
-    assert [files.name for files in weights.list_models()] == ["little-model"]
+    assert [files.name for files in weights.pulled_models()] == ["little-model"]
     file = weights.resolve(str(tmp_path / "little-model.gguf"))
     assert (file.kind, file.name, file.manifest) == ("gguf", "little-model", None)
     (tmp_path / "folder").mkdir()
@@ -109,7 +109,7 @@ def test_a_removed_model_is_gone_and_nothing_else(
     pulled: weights.ModelFiles, tmp_path: Path
 ) -> None:
     assert weights.remove("little-model") > 0
-    assert weights.list_models() == []
+    assert weights.pulled_models() == []
     assert (tmp_path / "little-model.gguf").read_bytes() == b"GGUF little"
     with pytest.raises(WeightsError, match="no model 'little-model'"):
         weights.remove("little-model")
@@ -150,7 +150,7 @@ def test_a_damaged_manifest_is_one_readable_error(pulled: weights.ModelFiles) ->
         with pytest.raises(WeightsError) as caught:
             weights.resolve("little-model")
         assert "\n" not in str(caught.value)
-    assert weights.list_models() == []
+    assert weights.pulled_models() == []
     weights.remove("little-model")
 
 

@@ -76,7 +76,7 @@ def examine(threads: int | None = None) -> dict[str, Any]:
         "store": str(store),
         "store_writable": _can_write(store),
         "store_free_bytes": shutil.disk_usage(_nearest_folder(store)).free,
-        "models": [files.name for files in weights.list_models()],
+        "models": [files.name for files in weights.pulled_models()],
     }
 
 

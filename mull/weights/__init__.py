@@ -28,7 +28,14 @@ if TYPE_CHECKING:
     from mull.weights.precision import auto_precision
     from mull.weights.pulling import pull
     from mull.weights.save import save_folder
-    from mull.weights.store import is_shipped, list_models, models_home, remove, resolve
+    from mull.weights.store import (
+        is_shipped,
+        list_models,
+        models_home,
+        pulled_models,
+        remove,
+        resolve,
+    )
 
 # No public name may equal a module of this folder: the import would put the module in its place.
 _HOME = {
@@ -58,6 +65,7 @@ _HOME = {
     "save_folder": "save",
     "is_shipped": "store",
     "list_models": "store",
+    "pulled_models": "store",
     "models_home": "store",
     "remove": "store",
     "resolve": "store",
@@ -83,6 +91,7 @@ __all__ = [
     "models_home",
     "packed_bytes",
     "pull",
+    "pulled_models",
     "refuse_unless_fits",
     "remove",
     "remove_packed",

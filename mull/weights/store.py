@@ -161,19 +161,21 @@ def _not_found(text: str) -> WeightsError:
 
 
 def list_models() -> list[ModelFiles]:
-    """Every model that needs no pull, by name: those in the store, and those that came with mull.
+    """Every model that needs no pull: those in the store and those that came with mull."""
+    found = _shipped() | {files.name: files for files in pulled_models()}
+    return sorted(found.values(), key=lambda files: files.name)
 
-    A damaged one is left out (`resolve` tells why).
-    """
-    home, found = models_home(), _shipped()
+
+def pulled_models() -> list[ModelFiles]:
+    """The models in the store, by name. A damaged one is left out (`resolve` tells why)."""
+    home, found = models_home(), []
     for folder in sorted(home.iterdir()) if home.is_dir() else ():
         if folder.is_dir() and not folder.name.startswith("."):
             try:
-                files = _from_store(folder, check=False)
+                found.append(_from_store(folder, check=False))
             except WeightsError:
                 continue
-            found[files.name] = files
-    return sorted(found.values(), key=lambda files: files.name)
+    return sorted(found, key=lambda files: files.name)
 
 
 def remove(name: str) -> int:
