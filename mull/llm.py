@@ -186,6 +186,11 @@ class LLM:
         """Tokens a conversation may hold, prompt and answer together."""
         return self.engine.limit
 
+    @property
+    def thinks(self) -> bool:
+        """Whether it was made to think before it answers."""
+        return self.template.thinks
+
     @overload
     def generate(self, prompt: str | list[int] | list[Message], **options: Any) -> Answer: ...
     @overload

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -28,9 +28,13 @@ from mull.cli.options import (
     load,
     make_repeatable,
 )
+from mull.cli.remote import ApiKeyOption, RemoteModel, UrlOption, connect
 from mull.cli.streaming import answer_json, show_answer, tell_how_it_ended
 from mull.cli.terminal import AnswerPrinter, print_json
 from mull.errors import RequestError
+
+if TYPE_CHECKING:
+    from mull.llm import LLM
 
 
 def ask(
@@ -51,6 +55,8 @@ def ask(
     top_p: TopPOption = None,
     seed: SeedOption = None,
     system: SystemOption = None,
+    url: UrlOption = None,
+    api_key: ApiKeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Answer one question and exit.
@@ -65,10 +71,14 @@ def ask(
         "seed": seed,
         "think_budget": think_budget,
     }
-    check_sampling(**sampling)
+    llm: LLM | RemoteModel
+    if url is not None:
+        llm = connect(url, model, api_key)
+    else:
+        check_sampling(**sampling)
+        llm = load(model, LoadOptions(precision, device, threads, context, speculation))
+    make_repeatable(sampling, thinks=llm.thinks)
     sampling |= {"thinking": "off" if no_think else "auto", "system": system}
-    llm = load(model, LoadOptions(precision, device, threads, context, speculation))
-    make_repeatable(llm, sampling)
     try:
         if as_json:
             print_json(answer_json(llm.name, llm.generate(prompt, **sampling)))

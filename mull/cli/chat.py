@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mull.cli.conversation import Conversation
 from mull.cli.options import (
@@ -29,10 +29,14 @@ from mull.cli.options import (
     make_repeatable,
 )
 from mull.cli.reader import piped_lines, terminal_lines
+from mull.cli.remote import ApiKeyOption, RemoteModel, UrlOption, connect
 from mull.cli.slash import QuitChat, run_command
 from mull.cli.streaming import tell_how_it_ended
 from mull.cli.terminal import AnswerPrinter, note, one_line
 from mull.errors import MullError
+
+if TYPE_CHECKING:
+    from mull.llm import LLM
 
 
 def chat(
@@ -49,6 +53,8 @@ def chat(
     top_p: TopPOption = None,
     seed: SeedOption = None,
     system: SystemOption = None,
+    url: UrlOption = None,
+    api_key: ApiKeyOption = None,
 ) -> int:
     """Talk with a model.
 
@@ -61,9 +67,14 @@ def chat(
         "top_p": top_p,
         "seed": seed,
     }
-    check_sampling(think_budget=think_budget, **sampling)
+    llm: LLM | RemoteModel
+    if url is not None:
+        llm = connect(url, model, api_key)
+    else:
+        check_sampling(think_budget=think_budget, **sampling)
+        llm = load(model, options)
     conversation = Conversation(
-        load(model, options),
+        llm,
         sampling=sampling,
         system=system,
         thinking="off" if no_think else "auto",
@@ -100,7 +111,7 @@ class Chat:
     def run_pipe(self) -> int:
         """Answer every line; a line that cannot be answered makes the exit code 2, not the rest."""
         code = 0
-        make_repeatable(self.conversation.llm, self.conversation.sampling)
+        make_repeatable(self.conversation.sampling, thinks=self.conversation.llm.thinks)
         for line in piped_lines():
             try:
                 self.handle(line, verbose=False)
@@ -130,16 +141,20 @@ class Chat:
 
     def _show_figures(self, tokens_per_s: float | None, tokens: int) -> None:
         rate = "" if tokens_per_s is None else f" · {tokens_per_s:.1f} tokens/s"
-        used, context = self.conversation.context_used, self.conversation.llm.context
-        note(f"[{tokens:,} tokens{rate} · context {used:,} of {context:,}]")
+        used, llm = self.conversation.context_used, self.conversation.llm
+        context = "" if llm.context is None else f" of {llm.context:,}"
+        note(f"[{tokens:,} tokens{rate} · context {used:,}{context}]")
 
     def switch_model(self, name: str) -> None:
         """Go on with another model; the one in use is given up only for a model that exists."""
+        if isinstance(llm := self.conversation.llm, RemoteModel):
+            self.conversation.continue_with(llm.switched_to(name))
+            return
         from mull import weights
 
         weights.load_config(weights.resolve(name))
-        self.conversation.llm.close()
-        del self.conversation.llm  # its memory too: two models at once may not fit
+        llm.close()
+        del llm, self.conversation.llm  # its memory too: two models at once may not fit
         collect_garbage()
         try:
             self.conversation.continue_with(load(name, self.options))

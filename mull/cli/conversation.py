@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mull.cli.remote import RemoteAnswer, RemoteModel
 from mull.cli.terminal import AnswerPrinter
 from mull.errors import RequestError
 
@@ -25,7 +26,7 @@ class Conversation:
     sees again.
     """
 
-    llm: LLM
+    llm: LLM | RemoteModel
     sampling: dict[str, Any] = field(default_factory=dict)
     system: str | None = None
     thinking: str = "auto"
@@ -34,7 +35,7 @@ class Conversation:
     last_question: str | None = None
     context_used: int = 0
 
-    def ask(self, question: str, printer: AnswerPrinter) -> Answer | None:
+    def ask(self, question: str, printer: AnswerPrinter) -> Answer | RemoteAnswer | None:
         """Stream the answer to one more question; None when the user stopped it with Ctrl-C.
 
         What had been answered by then stays in the conversation; a question that was refused or
@@ -43,7 +44,7 @@ class Conversation:
         self.last_question = question
         prompt = [*self.messages, {"role": "user", "content": question}]
         heard: dict[str, list[str]] = {"thinking": [], "answer": [], "tool_call": []}
-        answer: Answer | None = None
+        answer: Answer | RemoteAnswer | None = None
         with self._stream(prompt) as events:
             try:
                 for event in events:
@@ -62,7 +63,9 @@ class Conversation:
             self.context_used = usage["prompt_tokens"] + usage["completion_tokens"]
             reply = _reply(answer.text, answer.thinking)
             # Sampled ids, never tokenised again: what is in the cache stays valid.
-            self.messages = [*prompt, reply | {"token_ids": answer.token_ids}]
+            if answer.token_ids is not None:
+                reply["token_ids"] = answer.token_ids
+            self.messages = [*prompt, reply]
         elif text := "".join(heard["answer"]).strip():
             self.messages = [*prompt, _reply(text, "".join(heard["thinking"]))]
         return answer
@@ -84,9 +87,11 @@ class Conversation:
                 close()  # cancels the request, so its cache blocks are free at once
 
     def model_line(self) -> str:
+        if isinstance(self.llm, RemoteModel):
+            return f"{self.llm.name} at {self.llm.url}"
         return f"{self.llm.name} · {self.llm.precision} · context {self.llm.context:,} tokens"
 
-    def continue_with(self, llm: LLM) -> None:
+    def continue_with(self, llm: LLM | RemoteModel) -> None:
         """Go on with another model, to which the old one's token ids mean nothing."""
         self.llm = llm
         self.messages = self._without_ids()

@@ -132,13 +132,13 @@ def check_sampling(*, think_budget: int | None, **sampling: Any) -> None:
     Request([0], SamplingParams(**given), think_budget=think_budget)
 
 
-def make_repeatable(llm: LLM, sampling: dict[str, Any]) -> None:
+def make_repeatable(sampling: dict[str, Any], *, thinks: bool | None) -> None:
     """Greedy where nothing is said of sampling: a script asks twice and wants the same answer.
 
     Not for a model that thinks: greedy thinking runs in circles, as its makers warn.
     """
     is_silent = all(sampling[name] is None for name in ("temperature", "top_p", "seed"))
-    if is_silent and not llm.template.thinks:
+    if is_silent and thinks is False:
         sampling["temperature"] = 0.0
 
 

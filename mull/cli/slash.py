@@ -66,8 +66,9 @@ def _think(chat: Chat, argument: str) -> None:
     budget = conversation.think_budget
     limit = "" if budget is None else f", at most {budget:,} tokens"
     note(f"thinking {conversation.thinking}{limit}")
-    if not conversation.llm.template.thinks:
-        note(f"({conversation.llm.name} is no thinking model: it answers at once)")
+    llm = conversation.llm
+    if llm.thinks is False:
+        note(f"({llm.name} is no thinking model: it answers at once)")
 
 
 def _system(chat: Chat, argument: str) -> None:

@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Any
 from mull.cli.terminal import AnswerPrinter, note
 
 if TYPE_CHECKING:
+    from mull.cli.remote import RemoteAnswer, RemoteEvent
     from mull.llm import Answer, Event
 
+    AnAnswer = Answer | RemoteAnswer
 
-def show_answer(events: Iterator[Event], printer: AnswerPrinter) -> Answer:
+
+def show_answer(events: Iterator[Event | RemoteEvent], printer: AnswerPrinter) -> AnAnswer:
     """Print an answer while it comes; returns it whole. The line is ended even when interrupted."""
-    answer = None
+    answer: AnAnswer | None = None
     try:
         for event in events:
             if event.kind == "end":
@@ -27,7 +30,7 @@ def show_answer(events: Iterator[Event], printer: AnswerPrinter) -> Answer:
     return answer
 
 
-def tell_how_it_ended(answer: Answer) -> None:
+def tell_how_it_ended(answer: AnAnswer) -> None:
     """Say on stderr why an answer may be incomplete; silent when the model was done."""
     loop = answer.finish_details.get("loop")
     if loop and loop["in"] == "answer":
@@ -38,7 +41,7 @@ def tell_how_it_ended(answer: Answer) -> None:
         note("(stopped at the token limit: --max-tokens raises it)")
 
 
-def answer_json(model: str, answer: Answer) -> dict[str, Any]:
+def answer_json(model: str, answer: AnAnswer) -> dict[str, Any]:
     """The object that `mull ask --json` promises."""
     usage, timing = answer.usage, answer.timing
     return {

@@ -120,11 +120,24 @@ class RequestLog:
             request_id.reset(token)
 
     def _note(self, scope: Scope, status: int, seconds: float) -> None:
-        # The route's pattern: a path may hold ids, and a query what somebody searched for.
-        route = getattr(scope.get("route"), "path", "(none)")
+        route = _pattern(scope)
         self.metrics.count_request(route, scope["method"], status, seconds)
         if scope["path"] not in _QUIET or status >= 400:
             note("request", method=scope["method"], route=route, status=status, s=round(seconds, 4))
+
+
+def _pattern(scope: Scope) -> str:
+    """The route that answered: a path itself may hold ids, and a query what somebody looked for.
+
+    FastAPI tells a route's path without the prefix of its router, which the address has.
+    """
+    path: str = getattr(scope.get("route"), "path", "")
+    filled = path.replace(":path}", "}")
+    for name, value in scope.get("path_params", {}).items():
+        filled = filled.replace(f"{{{name}}}", str(value))
+    if not path or not scope["path"].endswith(filled):
+        return path or "(none)"
+    return scope["path"].removesuffix(filled) + path
 
 
 def failure_facts(error: BaseException) -> dict[str, Any]:

@@ -161,7 +161,7 @@ class ModelPool:
             precision=settings.precision,
             device=settings.device,
             threads=settings.threads,
-            context=settings.context,
+            context=plan.context,
             cache_tokens=settings.cache_tokens or self._cache_within(plan),
             speculation=settings.speculation,
             max_running=settings.max_running,
@@ -189,7 +189,7 @@ class ModelPool:
         if self.settings.memory_limit is None:
             return None
         room = self._free() - plan.weights - OVERHEAD_BYTES
-        return max(16, min(plan.context, room // plan.cache_bytes_per_token))
+        return max(16, min(plan.cache_tokens, room // plan.cache_bytes_per_token))
 
     def _does_not_fit(self, name: str, plan: Plan) -> ApiError:
         busy = ", ".join(self.loaded)
@@ -212,13 +212,18 @@ class ModelPool:
 
 @dataclass(frozen=True)
 class Plan:
-    """What loading a model takes, in bytes; needed: with the cache of one conversation."""
+    """What loading a model takes, in bytes; needed: with the cache of one conversation.
+
+    context: tokens of a conversation as the settings want it, None for the model's own.
+    cache_tokens: what all conversations together may take where there is a limit of memory.
+    """
 
     precision: str
     weights: int
     needed: int
     cache_bytes_per_token: int
-    context: int
+    cache_tokens: int
+    context: int | None
 
 
 def _plan(source: str, settings: Settings) -> Plan:
@@ -226,14 +231,17 @@ def _plan(source: str, settings: Settings) -> Plan:
     opened = weights.OpenedModel(weights.resolve(source))
     precision = loading.choose_precision(settings.precision, opened, device)
     held = loading.precision_held(precision)
-    config = opened.config
-    context = min(settings.context or config.max_position_embeddings, 4096)
+    config, on_cpu = opened.config, device.type == "cpu"
+    most = config.max_position_embeddings
+    # One server, many models: the limit is not an error for those that hold less anyway.
+    context = None if settings.context is None else min(settings.context, most)
     return Plan(
         precision=precision,
         weights=weights.weight_bytes(config, held),
-        needed=needed_bytes(config, held, context) if device.type == "cpu" else 0,
+        needed=needed_bytes(config, held, min(context or most, 4096)) if on_cpu else 0,
         cache_bytes_per_token=cache_bytes(config, 1, held),
-        context=max(32768, config.max_position_embeddings),
+        cache_tokens=max(32768, most),
+        context=context,
     )
 
 

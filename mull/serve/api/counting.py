@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 from fastapi import APIRouter
 from pydantic import Field
 from sqlalchemy import Row
 
-from mull import weights
 from mull.serve.accounts.owner import Owner
 from mull.serve.api.fields import (
     AnOwner,
@@ -25,9 +22,8 @@ from mull.serve.api.fields import (
     TheStore,
 )
 from mull.serve.api.prompts import Told, as_prompt, tell
-from mull.serve.serving import Serving
+from mull.serve.reading import reader_of
 from mull.serve.store import Store, attachments, messages, owned
-from mull.text import ChatTemplate, Tokenizer
 
 router = APIRouter()
 
@@ -56,35 +52,6 @@ def count(asked: Asked, owner: AnOwner, store: TheStore, parts: TheServing) -> d
         "left": max(0, left),
         "fits": left > 0,
     }
-
-
-@dataclass(frozen=True)
-class Reader:
-    """What of a model is needed to read with it."""
-
-    name: str
-    tokenizer: Tokenizer
-    template: ChatTemplate
-    context: int
-
-
-def reader_of(parts: Serving, name: str) -> Reader:
-    loaded = parts.pool.loaded.get(name)
-    if loaded is not None:
-        llm = loaded.llm
-        return Reader(name, llm.tokenizer, llm.template, llm.context)
-    files = weights.resolve(parts.pool.source_of(name))
-    reader = _read(name, str(files.path), files.path.stat().st_mtime_ns)
-    limit = parts.settings.context
-    return reader if limit is None else Reader(**{**vars(reader), "context": limit})
-
-
-@functools.lru_cache(maxsize=4)
-def _read(name: str, path: str, _changed: int) -> Reader:
-    opened = weights.OpenedModel(weights.resolve(path))
-    tokenizer = Tokenizer.from_source(opened.tokenizer_source)
-    template = ChatTemplate.for_tokenizer(tokenizer, tokenizer.chat_template)
-    return Reader(name, tokenizer, template, opened.config.max_position_embeddings)
 
 
 def _look_up(store: Store, owner: Owner, asked: Asked) -> tuple[list[Told], str | None, str | None]:

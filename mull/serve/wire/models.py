@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Depends
 
 from mull.serve.accounts.owner import Owner, current_owner
+from mull.serve.reading import reader_of
 from mull.serve.serving import Serving, serving
 
 router = APIRouter()
@@ -27,7 +28,11 @@ def get_model(
     owner: Annotated[Owner, Depends(current_owner)],
     parts: Annotated[Serving, Depends(serving)],
 ) -> dict[str, Any]:
-    return _model(parts.pool.find(name), parts)
+    """Of one model also what it can do."""
+    found = parts.pool.find(name)
+    reader = reader_of(parts, found)
+    about = {"thinks": reader.template.thinks, "context": reader.context}
+    return {**_model(found, parts), **about}
 
 
 def _model(name: str, parts: Serving) -> dict[str, Any]:
