@@ -176,16 +176,20 @@ def test_answers_are_right_and_end_the_steps_at_every_level(name):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_digit_step_holds(name):
     for problem in drawn(name, 200, levels=[0, FAMILIES[name].hardest]):
-        for a, b, c, total in re.findall(r"\b(\d)\*(\d)\+(\d)=(\d\d)\b", problem.steps):
-            assert int(a) * int(b) + int(c) == int(total)
+        for a, b, product, carry, total in re.findall(
+            r"\b(\d)\*(\d)=(\d\d)\+(\d)=(\d\d)\b", problem.steps
+        ):
+            assert int(a) * int(b) == int(product)
+            assert int(product) + int(carry) == int(total)
         for a, b, c, total in re.findall(r"\b(\d)\+(\d)\+(\d)=(\d\d)\b", problem.steps):
             assert int(a) + int(b) + int(c) == int(total)
         for a, b, c, ten, rest in re.findall(r"\b(\d)-(\d)-(\d)=(\d)(\d)\b", problem.steps):
             assert int(a) - int(b) - int(c) == int(rest) - 10 * int(ten)
-        for value, times, divisor, rest in re.findall(
-            r"\b(\d\d)=(\d)\*(\d)\+(\d)\b", problem.steps
+        for value, times, divisor, product, rest in re.findall(
+            r"\b(\d\d):(\d)\*(\d)=(\d\d)\+(\d)\b", problem.steps
         ):
-            assert int(value) == int(times) * int(divisor) + int(rest)
+            assert int(times) * int(divisor) == int(product)
+            assert int(product) + int(rest) == int(value)
             assert int(rest) < int(divisor)
 
 
@@ -193,21 +197,29 @@ def test_every_line_of_a_division_says_all_that_is_left_to_do():
     for problem in drawn("division", 200, levels=[0, 14]):
         dividend = max(numbers(problem.question))
         for line in problem.steps.split("\n")[:-1]:
-            _, divisor, rest, left, quotient = re.fullmatch(
-                r"(\d\d=\d)\*(\d)\+(\d) (\d*);(\d+)", line
+            divisor, rest, quotient, left = re.fullmatch(
+                r"\d\d:\d\*(\d)=\d\d\+(\d) (\d+);(\d*)", line
             ).groups()
             done = int(quotient) * int(divisor) + int(rest)
             assert int(f"{done}{left}") == dividend
 
 
-def test_every_line_of_a_chain_says_all_that_is_left_to_do():
+def test_every_line_of_a_chain_tells_its_operation_in_the_questions_words():
     for problem in drawn("chain", 200, levels=[0, 18]):
-        for line in problem.steps.split("\n")[:-1]:
-            value, *left = line.partition("~")[2].split(" ")
-            result = int(value[::-1])
-            for operation in left:
-                result = evaluated(f"{result}{operation}")
-            assert str(result) == problem.answer
+        at = 0
+        *lines, last, answer = problem.steps.split("\n")
+        for line in lines:
+            operation = re.fullmatch(r"~\d+(\D+\d+): .*", line)[1]
+            at = problem.question.index(operation, at) + len(operation)
+        assert not re.search(r"\d", problem.question[at:])
+        assert int(last[:0:-1]) == int(answer)
+
+
+def test_no_operation_of_a_chain_comes_twice():
+    """What follows on one could not be told from what follows on its twin."""
+    for problem in drawn("chain", 200, levels=[0, 18]):
+        operations = re.findall(r"~\d+(\D+\d+): ", problem.steps)
+        assert len(set(operations)) == len(operations)
 
 
 def test_every_line_of_a_conversion_says_all_that_is_left_to_do():

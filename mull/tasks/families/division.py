@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import re
 
+from mull.tasks.families.digits import division_step, leading
 from mull.tasks.families.family import Family, number_of_digits, worded
 from mull.tasks.task import Problem, Verdict
 from mull.tasks.verify import judge_text
@@ -19,9 +20,9 @@ _WORDINGS = (
 class Division(Family):
     """Long division by one digit; the answer reads `1196 remainder 2`.
 
-    Levels: the dividend has level + 2 digits, the divisor is 2 to 9. A line per digit: the step,
-    the digits that are left, and the quotient so far, so that a line follows from the one before
-    alone. Level 3 (five digits) is about 90 symbols.
+    Levels: the dividend has level + 2 digits, the divisor is 2 to 9. A line per digit of the
+    quotient: the step, the quotient so far and the digits that are left, so that a line follows
+    from the one before alone. Level 3 (five digits) is about 85 symbols.
     """
 
     name = "division"
@@ -38,16 +39,18 @@ class Division(Family):
 
 
 def division_steps(a: int, b: int) -> str:
-    """A line `step digits left;quotient so far` for each digit of a, the step being as in
-    digits.divide."""
+    """A line `step quotient so far;digits left` for each digit of the quotient. What stays of a
+    line has the same place in the next one."""
     lines = []
-    remainder, quotient, left = 0, "", str(a)
-    while left:
-        current = remainder * 10 + int(left[0])
-        digit, remainder = divmod(current, b)
-        quotient, left = f"{quotient}{digit}", left[1:]
-        lines.append(f"{current:02d}={digit}*{b}+{remainder} {left};{quotient}")
-    return "\n".join(lines)
+    quotient = ""
+    remainder, left = leading(a, b)
+    while True:
+        quotient += str(remainder // b)
+        lines.append(f"{division_step(remainder, b)} {quotient};{left}")
+        remainder %= b
+        if not left:
+            return "\n".join(lines)
+        remainder, left = remainder * 10 + int(left[0]), left[1:]
 
 
 def _short_form(answer: str) -> str:
