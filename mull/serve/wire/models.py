@@ -5,12 +5,27 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends
+from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
+from starlette.routing import Match
+from starlette.types import Scope
 
 from mull.serve.accounts.owner import Owner, current_owner
 from mull.serve.reading import reader_of
 from mull.serve.serving import Serving, serving
 
-router = APIRouter()
+
+class _ForPrograms(APIRoute):
+    """/models is an address of the page too, and a browser that opens it gets the page."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        if scope["path"].startswith("/models"):
+            if "text/html" in Headers(scope=scope).get("accept", ""):
+                return Match.NONE, {}
+        return super().matches(scope)
+
+
+router = APIRouter(route_class=_ForPrograms)
 
 
 @router.get("/models")
