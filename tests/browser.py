@@ -52,6 +52,8 @@ THINKING = (
     "The question is short, so a short look is enough. First I note what is asked. "
     "Then I check it once more, slowly, and nothing speaks against it."
 )
+# Long enough that it is no loop to the engine, which would end one.
+ROUND_AND_ROUND = "Round and round" + "".join(f", turn {turn}" for turn in range(1, 601))
 ANSWER = """The answer is **forty-two**, as in $6 \\cdot 7 = 42$.
 
 | step | value |
@@ -146,7 +148,7 @@ def write_home(home: Path) -> Path:
     write_scripted_model(models / "plain", thinking=None, answer="No thought, just this answer.")
     write_scripted_model(
         models / "endless",
-        thinking="Round and round and on and on it goes.",
+        thinking=ROUND_AND_ROUND,
         answer="Enough of that.",
         endless=True,
         context=65536,
@@ -171,7 +173,8 @@ def browser() -> Iterator[Any]:
 def mull_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MullUp]:
     """The server most tests share."""
     chromium()
-    server = MullUp(write_home(tmp_path_factory.mktemp("mull-home"))).start()
+    priced = ("--watts=30", "--usd-per-kwh=0.25")
+    server = MullUp(write_home(tmp_path_factory.mktemp("mull-home")), flags=priced).start()
     yield server
     server.end()
 
@@ -222,6 +225,12 @@ class Visit:
     @property
     def questions(self) -> Any:
         return self.page.get_by_role("article", name=self.t("message.question"))
+
+    def open_list(self) -> Any:
+        """The list of conversations at the side; on a phone it is a drawer to be opened."""
+        if self.page.locator(".shell.with-sidebar").count() == 0:
+            self.button("nav.open").click()
+        return self.page.locator("aside")
 
     def ask(self, text: str) -> None:
         self.composer.fill(text)

@@ -34,16 +34,12 @@ def empty(mull_up: MullUp) -> MullUp:
 
 def listed(v: Visit) -> Any:
     """The links of the list; on a phone it is opened first."""
-    if v.size == "phone":
-        opener = v.button("nav.open")
-        if opener.is_visible():
-            opener.click()
-    return v.page.locator("aside a[href^='/c/']")
+    return v.open_list().locator("a[href^='/c/']")
 
 
 def menu_of(v: Visit, title: str) -> None:
-    listed(v)
-    v.button("list.actions", title=title).click()
+    name = v.t("list.actions", title=title)
+    v.open_list().get_by_role("button", name=name, exact=True).click()
 
 
 @pytest.mark.parametrize(("size", "language"), PATHS)
@@ -89,8 +85,9 @@ def test_folders_and_tags_file_a_conversation_and_filter_the_list(visit: Go, emp
     v = visit()
     menu_of(v, "Tax return")
     v.item("list.organise").click()
-    v.page.get_by_label(v.t("list.folder")).fill("Papers")
-    v.page.get_by_label(v.t("list.tags")).fill("money, 2026")
+    dialog = v.page.get_by_role("dialog")
+    dialog.get_by_role("combobox", name=v.t("list.folder")).fill("Papers")
+    dialog.get_by_role("textbox", name=v.t("list.tags")).fill("money, 2026")
     v.button("action.save").click()
     chosen = v.page.get_by_role("button", name=re.compile("^" + v.t("list.filter") + ": "))
     chosen.click()
