@@ -19,9 +19,9 @@ class _ForPrograms(APIRoute):
     """/models is an address of the page too, and a browser that opens it gets the page."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        if scope["path"].startswith("/models"):
-            if "text/html" in Headers(scope=scope).get("accept", ""):
-                return Match.NONE, {}
+        accepted = Headers(scope=scope).get("accept", "")
+        if scope["path"].startswith("/models") and "text/html" in accepted:
+            return Match.NONE, {}
         return super().matches(scope)
 
 
