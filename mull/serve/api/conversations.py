@@ -129,11 +129,11 @@ def _values(asked: NewConversation) -> dict[str, Any]:
 
 
 async def _remove(owner: Owner, store: Store, parts: Serving, id: str | None) -> None:
-    """One, or all of an owner's; what is deleted must not go on growing."""
+    """One, or all of an owner's; what is deleted must not go on growing, nor be told again."""
 
-    def running() -> list[str]:
+    def look_up() -> list[str]:
         with store.read() as db:
-            return messages.running_in(db, owner.name, id)
+            return messages.response_ids(db, owner.name, id)
 
     def delete() -> None:
         with store.write() as db:
@@ -143,8 +143,5 @@ async def _remove(owner: Owner, store: Store, parts: Serving, id: str | None) ->
                 conversations.remove_one(db, owner.name, id)
         store.erase()
 
-    growing = await asyncio.to_thread(running)
-    for answer in parts.answers.running:
-        if answer.id in growing:
-            answer.stop()
+    parts.answers.forget(await asyncio.to_thread(look_up))
     await asyncio.to_thread(delete)
