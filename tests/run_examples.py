@@ -16,7 +16,7 @@ RECIPE = {
     "about": "Two stages of arithmetic.",
     "model": {"depth": 2, "context": 64},
     "tokenizer": {"vocabulary": 290},
-    "tasks": {"sums": {"families": ["addition"]}},
+    "tasks": {"sums": {"families": {"addition": {}}}},
     "stages": [
         {"name": "base", "kind": "pretrain", "steps": 40, "data": [{"task": "sums"}]},
         {"name": "zero", "kind": "rl", "steps": 60, "task": "sums"},

@@ -12,6 +12,9 @@ import pytest
 from browser import MullUp, Visit
 from scripted_models import write_scripted_model
 
+from mull.errors import RequestError
+from mull.serve.uploads import process
+
 sync_api = pytest.importorskip("playwright.sync_api", reason="pip install -e '.[dev]'")
 expect = sync_api.expect
 Go = Callable[..., Visit]
@@ -104,7 +107,7 @@ def test_text_of_the_other_direction_stays_within_its_block(visit: Go, hostile: 
 def test_a_line_without_end_does_not_widen_the_page(visit: Go, hostile: MullUp, size: str) -> None:
     v = visit(size=size)
     v.model("lines")
-    v.ask("y" * 3000)
+    v.ask("y" * 1000)
     expect(v.done()).to_contain_text("over.")
     wide = v.page.evaluate("document.scrollingElement.scrollWidth - innerWidth")
     assert wide <= 0
@@ -157,13 +160,12 @@ def test_the_text_of_a_pdf_is_read(visit: Go, tmp_path: Path) -> None:
     assert "Dear reader of PDFs" in file["text"]
 
 
-@pytest.mark.parametrize("bomb", ["inflating", "endless pages", "not a PDF"])
+@pytest.mark.parametrize("bomb", ["inflating", "not a PDF"])
 def test_a_pdf_bomb_is_refused_in_its_place_and_the_server_lives(
     visit: Go, tmp_path: Path, bomb: str
 ) -> None:
     content = {
-        "inflating": lambda: pdf(b"BT /F 9 Tf (" + b"x" * 400_000_000 + b") Tj ET"),
-        "endless pages": lambda: pdf(b"BT /F 9 Tf (x) Tj ET " * 200_000, pages=3000),
+        "inflating": lambda: pdf(b"BT /F 9 Tf (" + b"x" * 200_000_000 + b") Tj ET"),
         "not a PDF": lambda: b"%PDF-1.7\n" + b"\0" * 1000,
     }[bomb]()
     (tmp_path / "bomb.pdf").write_bytes(content)
@@ -171,10 +173,15 @@ def test_a_pdf_bomb_is_refused_in_its_place_and_the_server_lives(
     v.expects("400")
     v.expects("413")
     v.expects("422")
-    v.page.set_default_timeout(60_000)
     attach(v, tmp_path / "bomb.pdf")
-    expect(v.page.get_by_role("alert")).to_be_visible(timeout=60_000)
+    expect(v.page.get_by_role("alert")).to_be_visible(timeout=30_000)
     assert v.server.ask("/health")["status"] == "ok"
+
+
+def test_a_pdf_of_endless_pages_is_given_up(tmp_path: Path) -> None:
+    (tmp_path / "bomb.pdf").write_bytes(pdf(b"BT /F 9 Tf (x) Tj ET " * 50_000, pages=3000))
+    with pytest.raises(RequestError, match="took too long"):
+        list(process.read("pdf", tmp_path / "bomb.pdf", seconds=1.0, max_bytes=1 << 20))
 
 
 def test_an_import_that_inflates_without_end_is_refused(visit: Go, tmp_path: Path) -> None:
@@ -182,11 +189,11 @@ def test_an_import_that_inflates_without_end_is_refused(visit: Go, tmp_path: Pat
         zipfile.ZipFile(tmp_path / "chatgpt.zip", "w", zipfile.ZIP_DEFLATED) as packed,
         packed.open("conversations.json", "w", force_zip64=True) as file,
     ):
-        for _ in range(1500):
+        for _ in range(110):  # more than the 96 MB that are read of one
             file.write(b" " * 1_000_000)
     v = visit("/settings")
     v.expects("400")
     v.expects("413")
     attach(v, tmp_path / "chatgpt.zip")
-    expect(v.page.get_by_role("alert")).to_be_visible()
+    expect(v.page.get_by_role("alert")).to_be_visible(timeout=30_000)
     assert v.server.ask("/health")["status"] == "ok"

@@ -69,9 +69,9 @@ def test_a_lost_connection_is_taken_up_where_it_was_lost(visit: Go) -> None:
     expect(v.page.locator(".offline")).to_have_count(0)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def mortal(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MullUp]:
-    """A server of this test's own, to be killed."""
+    """A server of this file's own, to be killed."""
     server = MullUp(write_home(tmp_path_factory.mktemp("mortal")), model="endless").start()
     yield server
     server.end(signal.SIGKILL)
@@ -111,11 +111,11 @@ def test_a_page_opened_before_its_server_answers_recovers_by_itself(
     browser: Any, mortal: MullUp
 ) -> None:
     opened = visits(browser, mortal)
-    v = next(opened)("/models")
+    v = next(opened)("/")
     v.expects("ERR_")
     mortal.end(signal.SIGKILL)
     v.link("nav.status").click()
-    expect(v.page.get_by_role("alert")).to_contain_text(v.t("error.offline"))
+    expect(v.page.get_by_text(v.t("error.offline")).first).to_be_visible()
     mortal.start()
     expect(v.page.get_by_text(v.t("status.uptime"))).to_be_visible()
     next(opened, None)

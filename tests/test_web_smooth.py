@@ -23,7 +23,8 @@ TYPED = "The quick brown fox jumps over the lazy dog, twice."
 def full(mull_up: MullUp) -> MullUp:
     """The server with as many conversations as somebody gathers in years."""
     mull_up.ask("/api/conversations", method="DELETE")
-    fill_history(mull_up.home, conversations=CONVERSATIONS, messages=MESSAGES)
+    fill_history(mull_up.home, conversations=CONVERSATIONS - 1, messages=2)
+    fill_history(mull_up.home, conversations=1, messages=MESSAGES)
     return mull_up
 
 

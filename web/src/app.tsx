@@ -6,6 +6,7 @@ import { Chat, NewChat } from "./chat/chat";
 import { t } from "./i18n";
 import { Login } from "./pages/login";
 import { route } from "./router";
+import { offline, start } from "./session";
 import { Shell } from "./shell/shell";
 import { Toasts } from "./ui/toasts";
 
@@ -32,6 +33,11 @@ const Runs = lazily(() => import("./pages/runs"));
 const RunView = lazily(() => import("./pages/run"));
 const Status = lazily(() => import("./pages/status"));
 const Settings = lazily(() => import("./pages/settings"));
+
+/** Once there is nothing else to do, so that these pages open at once, and without the server. */
+export function loadAllPages(): void {
+  for (const page of [Models, Runs, RunView, Status, Settings]) page.preload();
+}
 
 function Here() {
   const here = route.value;
@@ -71,7 +77,7 @@ function Unknown() {
 }
 
 function Boundary({ children }: { children: preact.ComponentChildren }) {
-  const [error, reset] = useErrorBoundary();
+  const [error] = useErrorBoundary();
   if (!error) return <Fragment>{children}</Fragment>;
   return (
     <main class="page" id="main">
@@ -80,7 +86,7 @@ function Boundary({ children }: { children: preact.ComponentChildren }) {
         <p class="lede" dir="auto">
           {error instanceof Error ? error.message : String(error)}
         </p>
-        <button type="button" class="button primary" onClick={reset}>
+        <button type="button" class="button primary" onClick={() => location.reload()}>
           {t("action.retry")}
         </button>
       </div>
@@ -88,22 +94,36 @@ function Boundary({ children }: { children: preact.ComponentChildren }) {
   );
 }
 
-/** A component in a chunk of its own. */
+/** A component in a chunk of its own. Without the server the shell says so, and it comes with it. */
 function lazily<P extends object>(
   load: () => Promise<{ default: ComponentType<P> }>,
-): ComponentType<P> {
+): ComponentType<P> & { preload: () => void } {
   let loaded: ComponentType<P> | null = null;
-  return function Lazy(props: P) {
+  const get = async () => {
+    loaded ??= (await load()).default;
+    return loaded;
+  };
+  function Lazy(props: P) {
     const [Part, show] = useState<ComponentType<P> | null>(() => loaded);
     const [error, fail] = useState<unknown>(null);
     useEffect(() => {
-      if (loaded) return;
-      load().then((module) => {
-        loaded = module.default;
-        show(() => module.default);
-      }, fail);
+      if (Part) return;
+      let forget = () => {};
+      get().then(
+        (part) => show(() => part),
+        async (failure) => {
+          await start();
+          if (!offline.peek()) return fail(failure);
+          // A browser remembers that a module could not be had; only a new page asks again.
+          forget = offline.subscribe((away) => {
+            if (!away) location.reload();
+          });
+        },
+      );
+      return () => forget();
     }, []);
     if (error) throw error;
     return Part ? <Part {...props} /> : <main class="page" id="main" aria-busy="true" />;
-  };
+  }
+  return Object.assign(Lazy, { preload: () => get().catch(() => {}) });
 }

@@ -15,13 +15,17 @@ onUnauthorised.handler = () => {
   if (route.peek().name !== "login") navigate("/login", { replace: true });
 };
 
+let nextTry: ReturnType<typeof setTimeout>;
+
+/** Asks who is here; while the server is away it goes on asking. */
 export async function start(): Promise<void> {
+  clearTimeout(nextTry);
   try {
     session.value = await api.session();
     offline.value = false;
   } catch {
     offline.value = true;
-    setTimeout(start, 1500);
+    nextTry = setTimeout(start, 1500);
     return;
   }
   if (session.value.login_required && !session.value.owner) {

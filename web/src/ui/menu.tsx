@@ -53,6 +53,9 @@ export function Menu({
     const anchor = button.current;
     if (!menu || !anchor) return;
     menu.showPopover();
+    // Its items may come, or become more, after it has opened.
+    const sized = new ResizeObserver(() => place(menu, anchor));
+    sized.observe(menu);
     place(menu, anchor);
     const first = menu.querySelector<HTMLElement>('[aria-checked="true"]') ?? entries(menu)[0];
     first?.focus();
@@ -60,7 +63,10 @@ export function Menu({
       if ((event as ToggleEvent).newState === "closed") setOpen(false);
     };
     menu.addEventListener("toggle", onToggle);
-    return () => menu.removeEventListener("toggle", onToggle);
+    return () => {
+      sized.disconnect();
+      menu.removeEventListener("toggle", onToggle);
+    };
   }, [open]);
 
   const close = () => {
