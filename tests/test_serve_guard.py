@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import shutil
 import socket
 import time
 from collections.abc import Iterator
@@ -376,18 +377,27 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("number", range(len(HOSTILE)))
-def test_a_hostile_template_harms_nobody_but_its_model(number: int, tmp_path: Path) -> None:
-    model = plain_model(tmp_path)
-    config = model / "tokenizer_config.json"
-    told = {**json.loads(config.read_text()), "chat_template": HOSTILE[number]}
-    config.write_text(json.dumps(told))
-    with running_server(model) as url:
-        answer = httpx2.post(f"{url}/v1/chat/completions", json=ASK, timeout=60)
-        assert answer.status_code in (400, 503), answer.text[:300]
-        assert "\n" not in answer.json()["error"]["message"]
-        assert "root:" not in answer.text
-        assert httpx2.get(f"{url}/health").status_code == 200
+def test_a_hostile_template_harms_nobody_but_its_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MULL_HOME", str(tmp_path))
+    models = tmp_path / "models"
+    models.mkdir()
+    good = plain_model(tmp_path)
+    for number, template in enumerate(HOSTILE):
+        model = shutil.copytree(good, models / f"hostile{number}")
+        config = model / "tokenizer_config.json"
+        told = {**json.loads(config.read_text()), "chat_template": template}
+        config.write_text(json.dumps(told))
+    with running_server(good) as url:
+        for number in range(len(HOSTILE)):
+            asked = {**ASK, "model": f"hostile{number}"}
+            answer = httpx2.post(f"{url}/v1/chat/completions", json=asked, timeout=60)
+            assert answer.status_code in (400, 503), answer.text[:300]
+            assert "\n" not in answer.json()["error"]["message"]
+            assert "root:" not in answer.text
+            well = httpx2.post(f"{url}/v1/chat/completions", json=ASK, timeout=60)
+            assert well.json()["choices"][0]["message"]["content"] == ANSWER
 
 
 # --- paths

@@ -19,7 +19,8 @@ from mull.serve.settings import Settings
 
 THINKING = "First I weigh what was asked, then I settle on words."
 ANSWER = "Rome is old; its hills are seven."
-ENDLESS = "On and on it goes, round after round."
+# Long enough to come round again without being taken for a loop.
+ENDLESS = " ".join(f"step{i}" for i in range(2500)) + ". "
 
 
 @contextmanager

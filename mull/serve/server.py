@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import signal
 import socket
@@ -17,7 +16,7 @@ from typing import Any
 
 import uvicorn
 
-from mull.errors import MullError
+from mull.errors import MullError, RequestError
 from mull.serve.accounts.gate import check_ready
 from mull.serve.app import create_app
 from mull.serve.errors import ApiError
@@ -41,6 +40,7 @@ class Server(uvicorn.Server):
         self.settings = settings
         self.parts = serving_of(self.app)
         self.stopped_by: int | None = None
+        self.failure: MullError | ApiError | None = None
         self._signals = 0
         self._chores: set[asyncio.Task[None]] = set()
         config = uvicorn.Config(
@@ -69,19 +69,20 @@ class Server(uvicorn.Server):
             self._do(self._load_default())
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        answers = self.parts.answers
-        note("shutting down", running=len(answers.running), waits_s=self.settings.shutdown_seconds)
-        self._do(answers.close(self.settings.shutdown_seconds))
+        answers, seconds = self.parts.answers, self.settings.shutdown_seconds
+        if self.failure is None:
+            note("shutting down", running=len(answers.running), waits_s=seconds)
+        self._do(answers.close(seconds))
         self._do(self._hurry())
         await super().shutdown(sockets)
 
     async def _load_default(self) -> None:
-        """Before anybody asks; whoever asks for a model that fails is told why as well."""
+        """Before anybody asks; a server whose own model cannot be had is of no use, and ends."""
         name = self.parts.pool.default
         try:
             await self.parts.pool.load(name)
         except (MullError, ApiError) as error:
-            note("the model could not be loaded", level=logging.ERROR, model=name, why=str(error))
+            self.failure, self.should_exit = error, True
         else:
             note("loaded", model=name)
 
@@ -99,7 +100,8 @@ class Server(uvicorn.Server):
 
 def run(settings: Settings, *, opens_browser: bool = False) -> int:
     """Serve until a signal; the exit code. Raises MullError where it cannot even begin: a port in
-    use, a model that is none, a store that cannot be opened, accounts without a key."""
+    use, a model that is none, a store that cannot be opened, accounts without a key. What is found
+    only when the model is loaded is raised when the server has ended for it."""
     set_up(settings.log)
     check_ready(settings)
     server = Server(settings)
@@ -110,6 +112,10 @@ def run(settings: Settings, *, opens_browser: bool = False) -> int:
     if opens_browser and sys.stdout.isatty() and _has_desktop():
         threading.Timer(0.5, _open_browser, (url,)).start()
     server.run(sockets=[listening])
+    if isinstance(server.failure, ApiError):
+        raise RequestError(server.failure.message)
+    if server.failure is not None:
+        raise server.failure
     if not server.started and server.stopped_by is None:
         raise MullError("the server could not begin: the lines above say why")
     return 130 if server.stopped_by == signal.SIGINT else 0

@@ -26,6 +26,7 @@ from mull.serve.api.fields import (
 )
 from mull.serve.api.prompts import Told, as_prompt, tell
 from mull.serve.errors import ApiError
+from mull.serve.serving import Serving
 from mull.serve.settings import Settings
 from mull.serve.store import Store, messages, owned
 from mull.serve.store.messages import Growth
@@ -49,7 +50,7 @@ async def start_answer(
 ) -> dict[str, Any]:
     """The message it becomes, already there, and the id under which its events can be read."""
     asking = await asyncio.to_thread(_look_up, store, owner, id, asked)
-    model = parts.pool.find(asked.model or asking.conversation.model)
+    model = await asyncio.to_thread(_model, asked, asking, parts)
     keeper = _Keeper(store, parts.settings, asking.started)
     async with parts.pool.lease(model) as llm:
         prompt = await asyncio.to_thread(
@@ -108,9 +109,10 @@ class _Keeper:
         if written is not None:
             return written
         told = {name: value for name, value in vars(growth).items() if name != "token_ids"}
+        told = {**self.message, **told, **ending}
         if self.store.writer.holds(id):
-            ending["error"] = "this answer could not be saved yet; mull goes on trying"
-        return {**self.message, **told, **ending}
+            told["error"] = "this answer could not be saved yet; mull goes on trying"
+        return told
 
     def _growth(self, answer: RunningAnswer) -> Growth:
         output = answer.output
@@ -160,6 +162,14 @@ def _look_up(store: Store, owner: Owner, id: str, asked: NewAnswer) -> _Asking:
             if other.role != "assistant" or other.parent != asked.parent or asked.continue_:
                 raise ApiError(400, "beside must be another answer to `parent`", param="beside")
         return _Asking(conversation, tell(db, rows), last if asked.continue_ else None)
+
+
+def _model(asked: NewAnswer, asking: _Asking, parts: Serving) -> str:
+    """The one that was wished for, or that began the answer, or that the conversation is with."""
+    begun_by = None if asking.started is None else asking.started.model
+    if begun_by not in parts.pool.names():
+        begun_by = None  # it came with an import, or was removed
+    return parts.pool.find(asked.model or begun_by or asking.conversation.model)
 
 
 def _options(conversation: Row[Any], asked: NewAnswer) -> dict[str, Any]:
