@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from typing import Any
 
 import anthropic
+import httpx2
 import openai
 import pytest
 import torch
-from wire_server import ANSWER, THINKING, running_server, thinking_model
+from wire_server import ANSWER, THINKING, running_server, sse_events, thinking_model
 
 ASK = [{"role": "user", "content": "Tell me of Rome."}]
 SCHEMA = {
@@ -182,6 +183,76 @@ def test_errors_of_chat_are_the_clients_own_exceptions(client):
         client.chat.completions.create(model="thinker", messages=ASK, response_format=wish)
     with pytest.raises(openai.BadRequestError, match="tool_choice"):
         client.chat.completions.create(model="thinker", messages=ASK, tool_choice="required")
+
+
+def test_a_chat_goes_on_from_a_prefix(client):
+    begun = [*ASK, {"role": "assistant", "content": "Rome is old;", "prefix": True}]
+    done = client.chat.completions.create(model="thinker", messages=begun, max_tokens=3)
+    whole = client.chat.completions.create(model="thinker", messages=begun[:1], max_tokens=3)
+    # what was put into its mouth is in the prompt, and no thinking was opened after it
+    assert done.usage.prompt_tokens > whole.usage.prompt_tokens
+    assert thought(done.choices[0].message) is None
+    for messages in ([begun[1], ASK[0]], [{**ASK[0], "prefix": True}]):
+        with pytest.raises(openai.BadRequestError, match="prefix"):
+            client.chat.completions.create(model="thinker", messages=messages)
+
+
+def test_a_stream_that_lost_its_connection_goes_on_where_it_was(url, client):
+    asked = {
+        "model": "thinker", "messages": ASK, "temperature": 0, "stream": True,
+        "stream_options": {"resumable": True, "include_usage": True},
+    }  # fmt: skip
+    with httpx2.stream("POST", f"{url}/v1/chat/completions", json=asked, timeout=60) as response:
+        events = sse_events(response)
+        seen = [next(events) for _ in range(4)]
+    name, last = seen[0][2]["id"], seen[-1][1]
+    again = f"{url}/v1/chat/completions/{name}"
+    header = {"Last-Event-ID": str(last)}
+    with httpx2.stream("GET", again, params={"stream": True}, headers=header) as response:
+        rest = list(sse_events(response))
+    assert rest[-1][2] == "[DONE]"
+    chunks = [data for _, _, data in (*seen, *rest[:-1])]
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks if chunk["choices"]]
+    assert "".join(d.get("reasoning_content") or "" for d in deltas) == THINKING
+    assert "".join(d.get("content") or "" for d in deltas) == ANSWER
+    assert chunks[-1]["usage"]["completion_tokens"] > 0
+    whole = client.chat.completions.retrieve(name)
+    assert (whole.id, whole.choices[0].message.content) == (name, ANSWER)
+    assert client.chat.completions.delete(name).deleted
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.retrieve(name)
+
+
+def test_an_answer_that_is_not_to_be_kept_is_not(client):
+    done = client.chat.completions.create(model="thinker", messages=ASK)
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.retrieve(done.id)
+
+
+def test_thinking_that_comes_back_is_left_out_or_where_that_is_wished_refused(client, tmp_path):
+    said = {"role": "assistant", "content": ANSWER}
+    more = {"role": "user", "content": "And then?"}
+    counts = {
+        client.chat.completions.create(
+            model="thinker", messages=[*ASK, {**said, **extra}, more], max_tokens=1
+        ).usage.prompt_tokens
+        for extra in ({}, {"reasoning_content": THINKING})
+    }
+    assert len(counts) == 1
+    with running_server(thinking_model(tmp_path), strict_reasoning=True) as strict:
+        messages = [*ASK, {**said, "reasoning_content": THINKING}, more]
+        refused = httpx2.post(f"{strict}/v1/chat/completions", json={"messages": messages})
+        assert refused.status_code == 400
+        assert "reasoning_content" in refused.json()["error"]["param"]
+
+
+def test_deepseeks_own_addresses_and_names_mean_the_same(url):
+    for base in (url, f"{url}/beta", f"{url}/v1"):
+        own = openai.OpenAI(base_url=base, api_key="none", max_retries=0)
+        thinks = own.chat.completions.create(model="deepseek-reasoner", messages=ASK)
+        assert thought(thinks.choices[0].message) == THINKING
+    plain = own.chat.completions.create(model="deepseek-chat", messages=ASK)
+    assert thought(plain.choices[0].message) is None
 
 
 # --- completions
