@@ -72,12 +72,13 @@ class Sampling(Wire):
     ) = None
     seed: Annotated[int, Field(ge=-(2**63), le=2**64 - 1)] | None = None
     n: Annotated[int, Field(ge=1, le=MAX_SAMPLES)] | None = None
+    ignore_eos: bool | None = None  # as vLLM and SGLang have it, for those who measure
 
     def sampling(self) -> dict[str, Any]:
         """As SamplingParams takes them."""
         names = (
             "max_tokens temperature top_p top_k min_p presence_penalty frequency_penalty "
-            "repetition_penalty logit_bias stop seed n"
+            "repetition_penalty logit_bias stop seed n ignore_eos"
         )
         return {name: getattr(self, name) for name in names.split()}
 
