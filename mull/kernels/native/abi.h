@@ -172,19 +172,23 @@ struct CacheRows {
 };
 
 // Where a team meets. Threads spin: a phase of a decode step is shorter than a trip to the kernel
-// and back. One that waits long (more threads than cores) yields its core.
+// and back. One that waits long (the core of another is taken by some other program) sleeps, so
+// that the one it waits for can have this core.
 struct Meeting {
   int32_t arrived;
   int32_t round;
-  char apart[56];  // from what lies beside it
+  int32_t sleepers;
+  char apart[52];  // from what lies beside it
 };
+constexpr int kMeetingSpins = 20000;  // about a millisecond
 
 // The threads that run one native call together.
 struct Team {
   int id;
   int size;
   Meeting* meeting;  // null when alone
-  void (*yield)();
+  void (*sleep)(Meeting*, int32_t round);  // until that round is over
+  void (*wake)(Meeting*);
 
   // While this thread waits it asks memory for `bytes` bytes of `next`, what it will read after.
   void barrier(const char* next = nullptr, int64_t bytes = 0) const {
@@ -192,11 +196,12 @@ struct Team {
     const int32_t round = __atomic_load_n(&meeting->round, __ATOMIC_RELAXED);
     if (__atomic_add_fetch(&meeting->arrived, 1, __ATOMIC_ACQ_REL) == size) {
       __atomic_store_n(&meeting->arrived, 0, __ATOMIC_RELAXED);
-      __atomic_store_n(&meeting->round, round + 1, __ATOMIC_RELEASE);
+      __atomic_store_n(&meeting->round, round + 1, __ATOMIC_SEQ_CST);
+      if (__atomic_load_n(&meeting->sleepers, __ATOMIC_SEQ_CST)) wake(meeting);
       return;
     }
     for (int spins = 0; __atomic_load_n(&meeting->round, __ATOMIC_ACQUIRE) == round; ++spins) {
-      if (spins > 20000) yield();
+      if (spins > kMeetingSpins) return sleep(meeting, round);
       if (bytes > 0) {
         __builtin_prefetch(next, 0, 2);
         next += 64, bytes -= 64;
