@@ -9,12 +9,12 @@ import typer
 
 from mull.cli.options import (
     DEFAULT_MODEL,
+    AnyModelOption,
     ContextOption,
     DeviceOption,
     JsonOption,
     LoadOptions,
     MaxTokensOption,
-    ModelOption,
     NoThinkOption,
     PrecisionOption,
     SeedOption,
@@ -42,7 +42,7 @@ def ask(
         list[str] | None,
         typer.Argument(metavar="QUESTION", help="The question; `-` stands for standard input."),
     ] = None,
-    model: ModelOption = DEFAULT_MODEL,
+    model: AnyModelOption = None,
     precision: PrecisionOption = "auto",
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
@@ -76,7 +76,9 @@ def ask(
         llm = connect(url, model, api_key)
     else:
         check_sampling(**sampling)
-        llm = load(model, LoadOptions(precision, device, threads, context, speculation))
+        llm = load(
+            model or DEFAULT_MODEL, LoadOptions(precision, device, threads, context, speculation)
+        )
     make_repeatable(sampling, thinks=llm.thinks)
     sampling |= {"thinking": "off" if no_think else "auto", "system": system}
     try:

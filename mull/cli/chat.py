@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 from mull.cli.conversation import Conversation
 from mull.cli.options import (
     DEFAULT_MODEL,
+    AnyModelOption,
     ContextOption,
     DeviceOption,
     LoadOptions,
     MaxTokensOption,
-    ModelOption,
     NoThinkOption,
     PrecisionOption,
     SeedOption,
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 
 def chat(
-    model: ModelOption = DEFAULT_MODEL,
+    model: AnyModelOption = None,
     precision: PrecisionOption = "auto",
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
@@ -72,7 +72,7 @@ def chat(
         llm = connect(url, model, api_key)
     else:
         check_sampling(think_budget=think_budget, **sampling)
-        llm = load(model, options)
+        llm = load(model or DEFAULT_MODEL, options)
     conversation = Conversation(
         llm,
         sampling=sampling,
@@ -80,7 +80,7 @@ def chat(
         thinking="off" if no_think else "auto",
         think_budget=think_budget,
     )
-    session = Chat(conversation, options, model)
+    session = Chat(conversation, options, model or DEFAULT_MODEL)
     try:
         return session.run_terminal() if sys.stdin.isatty() else session.run_pipe()
     finally:

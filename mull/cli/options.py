@@ -32,6 +32,17 @@ ModelOption = Annotated[
         "--model", "-m", metavar="MODEL", help="Name, folder in Hugging Face layout, or .gguf file."
     ),
 ]
+# Where --url may name a server, which has a default model of its own.
+AnyModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="MODEL",
+        help=f"Name, folder in Hugging Face layout, or .gguf file (default: {DEFAULT_MODEL}, "
+        "with --url the server's own).",
+    ),
+]
 PrecisionOption = Annotated[
     str,
     typer.Option(metavar="P", help="auto, fp32, bf16, q8 or q4: how the weights lie in memory."),

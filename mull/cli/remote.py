@@ -18,7 +18,6 @@ from urllib.parse import quote, urlsplit
 
 import typer
 
-from mull.cli.options import DEFAULT_MODEL
 from mull.errors import MullError, RequestError
 
 if TYPE_CHECKING:
@@ -76,7 +75,7 @@ class RemoteModel:
     thinks and context: None where the server does not say (mull's does).
     """
 
-    def __init__(self, url: str, model: str, key: str | None) -> None:
+    def __init__(self, url: str, model: str | None, key: str | None) -> None:
         self.url = api_url(url)
         self.key = key
         self.name = self._known_as(model)
@@ -107,21 +106,23 @@ class RemoteModel:
                 yield from heard.take(chunk)
         yield RemoteEvent("end", answer=heard.answer())
 
-    def _known_as(self, model: str) -> str:
+    def _known_as(self, model: str | None) -> str:
         """The model's name there; the server's first where nobody chose one."""
         with self._request("GET", "/models") as response:
-            if response.status_code in (404, 405, 501):
-                return model  # a server that lists none
-            self._check(response)
-            listed = _json(_bounded(response))
+            lists_none = response.status_code in (404, 405, 501)
+            if not lists_none:
+                self._check(response)
+            listed = None if lists_none else _json(_bounded(response))
         rows = listed.get("data") if isinstance(listed, dict) else None
         names = [row["id"] for row in rows or () if isinstance(row, dict) and _is(row, "id", str)]
-        if model in names or not names:
-            return model
-        if model == DEFAULT_MODEL:
+        if model is None and not names:
+            raise RequestError(f"{self.url} does not say which models it has: choose one with -m")
+        if model is None:
             return str(names[0])
-        shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
-        raise RequestError(f"no model {model!r} at {self.url}: it has {shown}")
+        if names and model not in names:
+            shown = ", ".join(names[:5]) + (", ..." if len(names) > 5 else "")
+            raise RequestError(f"no model {model!r} at {self.url}: it has {shown}")
+        return model
 
     def _details(self) -> dict[str, Any]:
         with self._request("GET", f"/models/{quote(self.name)}") as response:
@@ -171,7 +172,7 @@ class RemoteModel:
         raise kind(f"{self.url} answers {status}: {said}")
 
 
-def connect(url: str, model: str, key: str | None) -> RemoteModel:
+def connect(url: str, model: str | None, key: str | None) -> RemoteModel:
     """The model at this address; key: None takes the environment's."""
     found = key or next((value for name in _KEYS if (value := os.environ.get(name))), None)
     return RemoteModel(url, model, found)

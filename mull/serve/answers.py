@@ -103,7 +103,7 @@ class RunningAnswer:
 
     async def events(self, after: int = 0, *, keep_alive: float) -> AsyncIterator[Piece | None]:
         """Every piece with a number above `after`; None when there was none for so many seconds."""
-        changed = asyncio.Event()
+        changed, loop = asyncio.Event(), asyncio.get_running_loop()
         self._listeners.add(changed)
         try:
             position = max(0, after)
@@ -115,9 +115,13 @@ class RunningAnswer:
                 if self.is_finished:
                     return
                 changed.clear()
+                # Not `wait_for`, which makes a task for every token.
+                timer = loop.call_later(keep_alive, changed.set)
                 try:
-                    await asyncio.wait_for(changed.wait(), keep_alive)
-                except TimeoutError:
+                    await changed.wait()
+                finally:
+                    timer.cancel()
+                if position >= len(self.pieces):
                     yield None
         finally:
             self._listeners.discard(changed)

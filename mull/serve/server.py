@@ -75,6 +75,10 @@ class Server(uvicorn.Server):
         self._do(answers.close(seconds))
         self._do(self._hurry())
         await super().shutdown(sockets)
+        for chore in list(self._chores):
+            chore.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await chore
 
     async def _load_default(self) -> None:
         """Before anybody asks; a server whose own model cannot be had is of no use, and ends."""
