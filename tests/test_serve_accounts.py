@@ -12,9 +12,9 @@ from typing import Any
 import httpx2
 import pytest
 import torch
-from mull_command import run_mull
 from wire_server import Api, endless_model, running_server, thinking_model
 
+from mull.cli import main
 from mull.serve.accounts import keys
 from mull.serve.accounts.limits import Guesses, RateLimits
 from mull.serve.errors import ApiError
@@ -340,21 +340,21 @@ def test_a_login_ends_with_logout_and_with_its_key(database: Database, url: str)
 # --- the command
 
 
-def test_keys_are_made_listed_and_removed_by_the_command(tmp_path: Path) -> None:
-    env = {"MULL_HOME": str(tmp_path)}
-    made = run_mull(
-        *("keys", "add", "minji", "--budget", "1000", "--rate", "30/min", "--expires", "30d"),
-        env=env,
-    )
-    assert made.returncode == 0, made.stderr
-    secret = made.stdout.strip()
+def test_keys_are_made_listed_and_removed_by_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MULL_HOME", str(tmp_path))
+    limits = ["--budget", "1000", "--rate", "30/min", "--expires", "30d"]
+    assert main(["keys", "add", "minji", *limits]) == 0
+    secret = capfd.readouterr().out.strip()
     assert re.fullmatch(r"mull-[\w-]{43}", secret)
-    listed = run_mull("keys", "list", env=env)
-    assert secret[-4:] in listed.stdout
-    assert secret not in listed.stdout
+    assert main(["keys", "list"]) == 0
+    listed = capfd.readouterr().out
+    assert secret[-4:] in listed
+    assert secret not in listed
     day = datetime.datetime.now(datetime.UTC) + datetime.timedelta(days=30)
-    assert f"{day:%Y-%m-%d}" in listed.stdout
-    assert run_mull("keys", "rm", "minji", "--data", env=env).returncode == 0
-    bad = run_mull("keys", "add", "minji", "--expires", "soon", env=env)
-    assert bad.returncode == 2
-    assert bad.stderr.count("\n") == 1
+    assert f"{day:%Y-%m-%d}" in listed
+    assert main(["keys", "rm", "minji", "--data"]) == 0
+    capfd.readouterr()
+    assert main(["keys", "add", "minji", "--expires", "soon"]) == 2
+    assert capfd.readouterr().err.count("\n") == 1

@@ -61,7 +61,7 @@ class Secrets:
         return [w for w in self.words if any(w[i : i + 8].encode() in found for i in range(9))]
 
 
-def fill(api: Api, secrets: Secrets, *, messages: int = 12) -> str:
+def fill(api: Api, secrets: Secrets, *, messages: int = 8) -> str:
     """A conversation with secrets of many sizes in all its places, changed now and then."""
     chat = api.chat(
         title=secrets.word(),

@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 import httpx2
 import pytest
 import torch
-from mull_command import run_mull
 from wire_server import ANSWER, Api, Running, plain_model, running_server, serving, thinking_model
 
+from mull.cli import main
 from mull.errors import RequestError
 from mull.serve import logs
 from mull.serve.guard import Guards
@@ -214,14 +214,17 @@ def test_where_others_may_call_names_are_still_checked() -> None:
 
 @pytest.mark.parametrize("flags", [[], ["--accounts"]])
 def test_binding_beyond_this_machine_without_a_key_is_refused(
-    flags: list[str], tmp_path: Path
+    flags: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    done = run_mull(
-        "up", "--host", "0.0.0.0", "-m", "nano", *flags, env={"MULL_HOME": str(tmp_path)}
-    )
-    assert done.returncode == 2
-    assert done.stderr.count("\n") == 1
-    assert "mull keys add" in done.stderr
+    monkeypatch.setenv("MULL_HOME", str(tmp_path))
+    monkeypatch.setattr("mull.serve.server.set_up", lambda _form: None)
+    assert main(["up", "--host", "0.0.0.0", "-m", "nano", *flags]) == 2
+    told = capfd.readouterr().err
+    assert told.count("\n") == 1
+    assert "mull keys add" in told
 
 
 def test_only_loopback_needs_no_accounts() -> None:
