@@ -1,0 +1,79 @@
+"""The lines of docs/clients.md, run as they are printed, against a server of the real model."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from wire_server import running_server
+
+from mull.serve.settings import DEFAULT_PORT
+
+PAGE = (Path(__file__).parent.parent / "docs/clients.md").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+
+
+def lines(language: str) -> list[str]:
+    return [line for block in blocks(language) for line in block.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def port(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The one the page names, where nobody has it."""
+    database = f"sqlite:///{tmp_path_factory.mktemp('clients') / 'chats.db'}"
+    with socket.socket() as probe:
+        is_free = probe.connect_ex(("127.0.0.1", DEFAULT_PORT)) != 0
+    wanted = DEFAULT_PORT if is_free else 0
+    with running_server(
+        Path("smollm2-135m"), port=wanted, database_url=database, cache_tokens=None
+    ) as url:
+        yield int(url.rpartition(":")[2])
+
+
+def output(command: list[str], port: int, **environment: str) -> str:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        [word.replace(str(DEFAULT_PORT), str(port)) for word in command],
+        env={**os.environ, "PATH": path, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.mark.parametrize("line", lines("sh"))
+def test_a_shell_line_of_the_page_works(line: str, port: int) -> None:
+    said = output(["bash", "-o", "pipefail", "-c", line], port)
+    assert ("smollm2-135m" if line.endswith("/models") else "Paris") in said
+
+
+@pytest.mark.parametrize("code", blocks("python"))
+def test_the_python_of_the_page_works(code: str, port: int) -> None:
+    said = output([sys.executable, "-c", code], port)
+    assert said.strip()
+    assert "Paris" in said or "France" not in code
+
+
+def test_the_llm_tool_works_as_it_is(port: int, tmp_path: Path) -> None:
+    pytest.importorskip("llm", reason="pip install -e '.[dev]'")
+    (models,) = blocks("yaml")
+    there = models.replace(str(DEFAULT_PORT), str(port))
+    (tmp_path / "extra-openai-models.yaml").write_text(there)
+    said = [
+        output(["bash", "-c", line], port, LLM_USER_PATH=str(tmp_path)) for line in lines("llm")
+    ]
+    assert "Paris" in said[0]
+    assert "Paris" in said[1]
+    assert '"age"' in said[2]
