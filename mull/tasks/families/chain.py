@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 
 from mull.errors import TaskError
-from mull.tasks.families.digits import add_steps, backwards, subtract_steps, times_digit
+from mull.tasks.families.digits import add, backwards, subtract, times_digit
 from mull.tasks.families.family import Family
 from mull.tasks.task import Problem
 
@@ -17,9 +17,10 @@ class Chain(Family):
     """A running value through additions, subtractions and multiplications by one digit.
 
     Levels: level + 2 operations. digits: the running value stays below 10**digits (default 3) and
-    never negative. A line per operation: the value, the operation in the question's own words, ten
-    symbols or more for each digit of the value. Level 2 (four operations) is about 160 symbols,
-    with two digits about 110.
+    never negative. First the value, backwards, and all operations; then a line per operation: ten
+    symbols for each digit of the value, the new value and the operations that are left, so that a
+    line follows from the one before alone. Level 2 (four operations) is about 165, with two digits
+    about 120.
     """
 
     name = "chain"
@@ -36,25 +37,22 @@ class Chain(Family):
         start = value = rng.randrange(2, limit)
         operations = []
         for _ in range(level + 2):
-            while (operation := _draw_operation(rng, value, limit)) in operations:
-                pass  # what follows on an operation could not be told from what follows on its twin
-            operations.append(operation)
-            operator, operand = operation
+            operator, operand = _draw_operation(rng, value, limit)
+            operations.append((operator, operand))
             value = _apply(value, operator, operand)
         steps = f"{chain_steps(start, operations, self.digits)}\n{value}"
         return self.problem(_question(start, operations), str(value), level, steps)
 
 
-def chain_steps(start: int, operations: Sequence[tuple[str, int]], width: int) -> str:
-    """A line per operation: the value backwards, the operation as the question tells it, its digit
-    steps. At the end the value once more."""
-    value = start
-    lines = []
-    for operator, operand in operations:
-        told = f"{backwards(value, width)}{_told(start, operator, operand)}"
-        lines.append(f"{told}: {_steps(value, operator, operand, width)}")
+def chain_steps(value: int, operations: Sequence[tuple[str, int]], width: int) -> str:
+    """A line per operation, ended by the value backwards and what is left to do."""
+    told = [f" {operator}{operand}" for operator, operand in operations]
+    lines = [backwards(value, width) + "".join(told)]
+    for done, (operator, operand) in enumerate(operations, 1):
+        line = _line(value, operator, operand, width)
         value = _apply(value, operator, operand)
-    return "\n".join([*lines, backwards(value, width)])
+        lines.append(line + "".join(told[done:]))
+    return "\n".join(lines)
 
 
 def _draw_operation(rng: random.Random, value: int, limit: int) -> tuple[str, int]:
@@ -70,25 +68,19 @@ def _apply(value: int, operator: str, operand: int) -> int:
     return value + operand if operator == "+" else value - operand
 
 
-def _steps(value: int, operator: str, operand: int, width: int) -> str:
+def _line(value: int, operator: str, operand: int, width: int) -> str:
     if operator == "*":
-        return times_digit(value, operand, width)
-    return (add_steps if operator == "+" else subtract_steps)(value, operand, width)
-
-
-def _is_in_words(start: int) -> bool:
-    """Else as a bracketed expression: one wording per chain."""
-    return start % 2 == 1
-
-
-def _told(start: int, operator: str, operand: int) -> str:
-    if _is_in_words(start):
-        return f", {_WORDS[operator]} {operand}"
-    return f" {operator} {operand}"
+        return f"{times_digit(value, operand, width)} {backwards(value * operand, width)}"
+    return (add if operator == "+" else subtract)(value, operand, width)
 
 
 def _question(start: int, operations: list[tuple[str, int]]) -> str:
-    told = [_told(start, operator, operand) for operator, operand in operations]
-    if _is_in_words(start):
-        return f"Start with {start}{''.join(told)}. What is the result?"
-    return f"What is {'(' * (len(told) - 1)}{start}{')'.join(told)}?"
+    """In words when the start is odd, else as a bracketed expression: one wording per chain."""
+    if start % 2:
+        told = ", ".join(f"{_WORDS[operator]} {operand}" for operator, operand in operations)
+        return f"Start with {start}, {told}. What is the result?"
+    expression = str(start)
+    for operator, operand in operations[:-1]:
+        expression = f"({expression} {operator} {operand})"
+    operator, operand = operations[-1]
+    return f"What is {expression} {operator} {operand}?"

@@ -15,28 +15,18 @@ def backwards(value: int, width: int = 1) -> str:
 
 
 def add(left: int, right: int, width: int) -> str:
-    """The steps of left + right, and the sum, backwards."""
-    return f"{add_steps(left, right, width)} {backwards(left + right, width)}"
-
-
-def add_steps(left: int, right: int, width: int) -> str:
     """left + right from the units on, a step `digit+digit+carry=two digits` for each of the width
-    digits; the tens are the next carry."""
+    digits; the tens are the next carry. Ends in the sum, backwards."""
     steps = []
     carry = 0
     for a, b in _columns(left, right, width):
         total = a + b + carry
         steps.append(f"{a}+{b}+{carry}={total:02d}")
         carry = total // 10
-    return " ".join(steps)
+    return f"{' '.join(steps)} {backwards(left + right, width)}"
 
 
 def subtract(left: int, right: int, width: int) -> str:
-    """The steps of left - right, and the difference, backwards."""
-    return f"{subtract_steps(left, right, width)} {backwards(left - right, width)}"
-
-
-def subtract_steps(left: int, right: int, width: int) -> str:
     """left - right from the units on, a step `digit-digit-borrowed=two digits`: whether ten has to
     be borrowed, and the digit that remains (`3-7-1=15`). left must not be smaller than right."""
     steps = []
@@ -45,7 +35,7 @@ def subtract_steps(left: int, right: int, width: int) -> str:
         remains = a - b - borrowed
         steps.append(f"{a}-{b}-{borrowed}={int(remains < 0)}{remains % 10}")
         borrowed = int(remains < 0)
-    return " ".join(steps)
+    return f"{' '.join(steps)} {backwards(left - right, width)}"
 
 
 def times_digit(value: int, digit: int, width: int, carry: int = 0) -> str:

@@ -18,7 +18,8 @@ class ProductSum(Family):
     never negative.
 
     Levels (digits of the factors): 0: 2x1, 1: 2x2, 2: 3x2, 3: 3x3; what is added has one to three
-    digits. The product's lines, then the columns of the sum: level 1 is about 140 symbols.
+    digits. The product's lines, what is left to do, the columns of the sum: level 1 is about 150
+    symbols.
     """
 
     name = "product_sum"
@@ -33,5 +34,6 @@ class ProductSum(Family):
         question = worded(_WORDINGS, expression=f"{a} * {b} {'+' if adds else '-'} {c}")
         width = len(str(answer if adds else product))
         last = (add if adds else subtract)(product, c, width)
-        steps = f"{multiplication_steps(a, b)}\n{last}\n{answer}"
+        left = f"{multiplication_steps(a, b)} {'+' if adds else '-'}{c}"
+        steps = f"{left}\n{last}\n{answer}"
         return self.problem(question, str(answer), level, steps)
