@@ -1,9 +1,10 @@
-"""The lines of docs/clients.md, run as they are printed, against a server of the real model."""
+"""What docs/clients.md and accounts.md print, run as it stands, with the real model."""
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
 import socket
 import subprocess
 import sys
@@ -13,13 +14,15 @@ from pathlib import Path
 import pytest
 from wire_server import running_server
 
+from mull.cli import main
 from mull.serve.settings import DEFAULT_PORT
 
-PAGE = (Path(__file__).parent.parent / "docs/clients.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parent.parent / "docs"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL)
+def blocks(language: str, page: str = "clients.md") -> list[str]:
+    text = (DOCS / page).read_text(encoding="utf-8")
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
 
 
 def lines(language: str) -> list[str]:
@@ -77,3 +80,19 @@ def test_the_llm_tool_works_as_it_is(port: int, tmp_path: Path) -> None:
     assert "Paris" in said[0]
     assert "Paris" in said[1]
     assert '"age"' in said[2]
+
+
+def test_the_lines_about_keys_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MULL_HOME", str(tmp_path))
+    (block,) = blocks("sh", "accounts.md")
+    for line in block.splitlines():
+        assert main(shlex.split(line)[1:]) == 0, line
+        assert capfd.readouterr().out.strip()
+
+
+def test_every_flag_of_the_server_is_in_the_documentation() -> None:
+    said = "".join((DOCS / page).read_text(encoding="utf-8") for page in ("commands.md", "api.md"))
+    flags = set(re.findall(r"--[a-z-]+", output(["mull", "up", "--help"], DEFAULT_PORT)))
+    assert {flag for flag in flags - {"--help"} if flag not in said} == set()
