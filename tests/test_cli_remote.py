@@ -13,7 +13,6 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
-import torch
 from mull_command import Terminal
 from wire_server import ANSWER, THINKING, running_server, thinking_model
 
@@ -31,11 +30,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def url(folder: Path) -> Iterator[str]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with running_server(folder / "thinker") as url:
         yield url
-    torch.set_num_threads(threads)
 
 
 def test_the_answer_goes_to_stdout_and_json_has_the_thinking(

@@ -11,7 +11,6 @@ from typing import Any
 
 import httpx2
 import pytest
-import torch
 from wire_server import Api, endless_model, running_server, thinking_model
 
 from mull.cli import main
@@ -21,14 +20,6 @@ from mull.serve.errors import ApiError
 from mull.serve.store.database import Database
 
 ASK = {"messages": [{"role": "user", "content": "Tell me of Rome."}]}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

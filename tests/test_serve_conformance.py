@@ -10,7 +10,6 @@ import anthropic
 import httpx2
 import openai
 import pytest
-import torch
 from wire_server import ANSWER, THINKING, running_server, sse_events, thinking_model
 
 ASK = [{"role": "user", "content": "Tell me of Rome."}]
@@ -39,11 +38,8 @@ MESSAGE_TOOLS: list[Any] = [
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     with running_server(thinking_model(tmp_path_factory.mktemp("model"))) as url:
         yield url
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

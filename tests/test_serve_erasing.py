@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from wire_server import ANSWER, Api, plain_model, running_server
 
 from mull.serve.store import conversations
@@ -29,12 +28,9 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def api(model: Path, folder: Path) -> Iterator[Api]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     url = f"sqlite:///{folder / 'chats.db'}"
     with running_server(model, database_url=url) as served:
         yield Api(served)
-    torch.set_num_threads(threads)
 
 
 class Secrets:

@@ -19,7 +19,6 @@ import httpx2
 import psutil
 import psycopg
 import pytest
-import torch
 from browser import MullUp
 from databases import cluster
 from scripted_models import write_scripted_model
@@ -30,14 +29,6 @@ from mull.errors import StoreBusyError, StoreError
 from mull.serve.store.database import Database
 
 ASK = {"messages": [{"role": "user", "content": "Go on."}]}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from contextlib import suppress
 import httpx2
 import pytest
 import schemathesis
-import torch
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis.errors import Unsatisfiable
 from wire_server import running_server, thinking_model
@@ -18,14 +17,11 @@ EXAMPLES = 6
 
 @pytest.fixture(scope="module")
 def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("fuzzed")
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("MULL_HOME", str(folder / "home"))  # models may be deleted by name
         with running_server(thinking_model(folder), context=512) as url:
             yield url
-    torch.set_num_threads(threads)
 
 
 def test_no_request_that_the_description_allows_or_nearly_allows_breaks_the_server(url):

@@ -16,7 +16,6 @@ from urllib.parse import urlsplit
 
 import httpx2
 import pytest
-import torch
 from wire_server import ANSWER, Api, Running, plain_model, running_server, serving, thinking_model
 
 from mull.cli import main
@@ -28,14 +27,6 @@ from mull.serve.settings import Settings
 
 ASK = {"messages": [{"role": "user", "content": "Tell me of Rome."}]}
 SECRET = "zqsecretzq-of-the-file-outside"
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

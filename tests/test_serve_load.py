@@ -12,7 +12,6 @@ from typing import Any
 
 import httpx2
 import pytest
-import torch
 from wire_server import ENDLESS, Running, endless_model, serving, sse_events
 
 from mull.serve.answers import RunningAnswer
@@ -20,14 +19,6 @@ from mull.serve.answers import RunningAnswer
 ASK = {"messages": [{"role": "user", "content": "Go on."}]}
 WORDS = re.findall(r"\s*\S+", ENDLESS)
 FIRST_WORD = 256  # ids: the bytes, then the words in their order
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

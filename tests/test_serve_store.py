@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from databases import KINDS, database
 from wire_server import ANSWER, THINKING, Api, running_server, thinking_model
 
@@ -18,14 +17,6 @@ from mull.serve.store.tables import conversations
 from mull.serve.store.values import now
 
 LONG = "Tell me of Rome, of its hills and of its rivers, and of all who built there, one by one."
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx2
+import torch
 from scripted_models import write_scripted_model
 
 from mull.serve.server import Server, listen, url_of
@@ -39,7 +40,9 @@ class Running:
 @contextmanager
 def serving(model: Path, **settings: Any) -> Iterator[Running]:
     """The same, with the server itself."""
-    own = {"cache_tokens": 16384, "database_url": f"sqlite:///{model.parent / 'chats.db'}"}
+    # One thread: teams of them would wait for each other in the middle of other tests' processes.
+    own: dict[str, Any] = {"cache_tokens": 16384, "threads": 1}
+    own |= {"database_url": f"sqlite:///{model.parent / 'chats.db'}"}
     chosen = Settings(**{"model": str(model), "port": 0, **own, **settings})
     listening = listen(chosen)
     server = Server(chosen)
@@ -47,6 +50,7 @@ def serving(model: Path, **settings: Any) -> Iterator[Running]:
     thread = threading.Thread(
         target=lambda: loop.run_until_complete(server.serve(sockets=[listening]))
     )
+    threads = torch.get_num_threads()
     thread.start()
     try:
         yield Running(url_of(listening), server)
@@ -54,6 +58,7 @@ def serving(model: Path, **settings: Any) -> Iterator[Running]:
         server.should_exit = True
         thread.join()
         loop.close()
+        torch.set_num_threads(threads)
 
 
 def thinking_model(folder: Path) -> Path:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping
 from contextlib import aclosing
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Request
 from fastapi.responses import JSONResponse, Response
@@ -20,6 +20,8 @@ MAX_MESSAGES = 4096
 MAX_TOOLS = 128
 MAX_SAMPLES = 16
 MAX_TOKENS = 2**31 - 1
+
+Found = TypeVar("Found")
 
 Name = Annotated[str, Field(max_length=200)]
 Count = Annotated[int, Field(ge=1, le=MAX_TOKENS, strict=True)]
@@ -145,22 +147,27 @@ async def whole_response(
     write: Callable[[RunningAnswer], dict[str, Any]],
 ) -> Response:
     """The answer in one piece; a client that leaves before ends it."""
-    task = asyncio.ensure_future(_finished(starting))
-    leaving = asyncio.ensure_future(sse.until_disconnect(request.receive))
-    try:
-        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not task.done():
-            return Response(status_code=499)  # nobody reads it
-        answer = task.result()
-    finally:
-        leaving.cancel()
-        task.cancel()
+
+    async def finished() -> RunningAnswer:
+        answer = await starting
+        await answer.finished()
+        return answer
+
+    answer = await while_heard(request, finished())
+    if answer is None:
+        return Response(status_code=499)  # nobody reads it
     if answer.error is not None:
         raise answer.error
     return JSONResponse(write(answer))
 
 
-async def _finished(starting: Awaitable[RunningAnswer]) -> RunningAnswer:
-    answer = await starting
-    await answer.finished()
-    return answer
+async def while_heard(request: Request, work: Coroutine[Any, Any, Found]) -> Found | None:
+    """What comes of the work; it is cancelled, and None, when the client leaves before."""
+    task = asyncio.ensure_future(work)
+    leaving = asyncio.ensure_future(sse.until_disconnect(request.receive))
+    try:
+        await asyncio.wait({task, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        return task.result() if task.done() else None
+    finally:
+        leaving.cancel()
+        task.cancel()

@@ -23,7 +23,13 @@ from mull.serve.errors import ApiError
 from mull.serve.serving import Serving, serving
 from mull.serve.wire.chat import Sampling, StreamOptions
 from mull.serve.wire.chat_answer import FINGERPRINT, error_chunk, finite
-from mull.serve.wire.common import Name, finish_reason, stream_response, usage
+from mull.serve.wire.common import (
+    Name,
+    finish_reason,
+    stream_response,
+    usage,
+    while_heard,
+)
 from mull.text import StreamDecoder, Tokenizer
 
 router = APIRouter()
@@ -96,16 +102,9 @@ async def completions(
             raise failures.exceptions[0] from None
         return [task.result() for task in tasks]
 
-    everything: asyncio.Future[Any] = asyncio.ensure_future(all_of_them())
-    leaving: asyncio.Future[Any] = asyncio.ensure_future(sse.until_disconnect(request.receive))
-    try:
-        await asyncio.wait({everything, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not everything.done():
-            return Response(status_code=499)  # nobody reads it
-        answers = everything.result()
-    finally:
-        leaving.cancel()
-        everything.cancel()
+    answers = await while_heard(request, all_of_them())
+    if answers is None:
+        return Response(status_code=499)  # nobody reads it
     failed = next((answer.error for answer in answers if answer.error is not None), None)
     if failed is not None:
         raise failed
