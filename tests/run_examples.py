@@ -72,8 +72,8 @@ class WrittenRun:
         )
 
     def finish(self) -> None:
-        bill = {"seconds": 121.5, "joules": 3645.0, "dollars": 0.0004}
-        self.folder.update_manifest(status="done", bill=bill)
+        total = {"seconds": 121.5, "joules": 3645.0, "dollars": 0.0004}
+        self.folder.update_manifest(status="done", bill={"total": total})
         write_report(self.folder.path)
         self.metrics.close()
         self.folder.close()

@@ -179,20 +179,20 @@ def test_the_status_page_shows_load_memory_and_models_as_they_change(
 def test_language_and_theme_change_at_once_and_are_kept(visit: Go) -> None:
     v = visit("/settings")
     with v.page.expect_response("**/api/settings"):
-        v.page.get_by_text("한국어", exact=True).click()
+        v.page.get_by_role("radio", name="한국어").check()
     expect(v.page.get_by_role("heading", name="설정")).to_be_visible()
     assert v.page.evaluate("document.documentElement.lang") == "ko"
     paper = "getComputedStyle(document.body.parentElement).backgroundColor"
     light = v.page.evaluate(paper)
     with v.page.expect_response("**/api/settings"):
-        v.page.get_by_text("어둡게", exact=True).click()
+        v.page.get_by_role("radio", name="어둡게").check()
     assert v.page.evaluate(paper) != light
     v.page.reload()
     expect(v.page.get_by_role("heading", name="설정")).to_be_visible()
     assert v.page.evaluate(paper) != light
     with v.page.expect_response("**/api/settings"):
-        v.page.get_by_text("시스템 설정대로", exact=True).click()
-        v.page.get_by_text("브라우저 설정대로", exact=True).click()
+        v.page.get_by_role("radio", name="시스템 설정대로").check()
+        v.page.get_by_role("radio", name="브라우저 설정대로").check()
     expect(v.page.get_by_role("heading", name="Settings")).to_be_visible()
 
 
@@ -231,6 +231,7 @@ def test_the_thinking_stays_open_for_whoever_wants_it_so(visit: Go) -> None:
 def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MullUp]:
     """A server that asks for a key."""
     home = write_home(tmp_path_factory.mktemp("guarded"))
+    key_for(home, "root")
     server = MullUp(home, model="plain", flags=("--accounts",)).start()
     yield server
     server.end()

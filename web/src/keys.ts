@@ -1,35 +1,49 @@
-// Keyboard shortcuts: whoever offers one registers it while it is on the screen; the list behind "?"
-// is made of what is registered.
+// Keyboard shortcuts: here is what they are, for the list behind "?"; what they do is registered by
+// whoever does it, while it is on the screen.
 
-import { signal } from "@preact/signals";
 import { useEffect, useRef } from "preact/hooks";
-import type { Key } from "./i18n";
 
-export interface Shortcut {
-  /** "mod+k" (mod is Ctrl, or Command on a Mac), "shift+Escape", "?"; names as in KeyboardEvent.key. */
+/** In the order of the list. "mod" is Ctrl, or Command on a Mac; other names as in KeyboardEvent.key. */
+export const SHORTCUTS = {
+  write: "/",
+  attach: "mod+u",
+  think: "alt+t",
+  answer_now: "alt+a",
+  stop: "Escape",
+  regenerate: "alt+r",
+  copy: "alt+c",
+  chat_settings: "alt+s",
+  new: "alt+n",
+  search: "mod+k",
+  previous: "alt+ArrowUp",
+  next: "alt+ArrowDown",
+  sidebar: "mod+b",
+  settings: "mod+,",
+  help: "?",
+} as const;
+
+export type ShortcutName = keyof typeof SHORTCUTS;
+
+interface Offered {
   keys: string;
-  label: Key;
-  /** Returning false leaves the key to whoever else wants it. */
   run: () => unknown;
-  /** Also while typing in a field; those with "mod" always are. */
-  whileTyping?: boolean;
 }
 
-export const shortcuts = signal<readonly Shortcut[]>([]);
+let offered: readonly Offered[] = [];
 
 export const isMac = /mac|iphone|ipad/i.test(navigator.platform);
 
-/** Offers a shortcut as long as the component is shown. */
-export function useShortcut(shortcut: Shortcut): void {
-  const latest = useRef(shortcut);
-  latest.current = shortcut;
+/** Offers a shortcut as long as the component is shown; `run` may return false to leave the key to others. */
+export function useShortcut(name: ShortcutName, run: () => unknown): void {
+  const latest = useRef(run);
+  latest.current = run;
   useEffect(() => {
-    const entry: Shortcut = { ...latest.current, run: () => latest.current.run() };
-    shortcuts.value = [...shortcuts.peek(), entry];
+    const mine = { keys: SHORTCUTS[name], run: () => latest.current() };
+    offered = [...offered, mine];
     return () => {
-      shortcuts.value = shortcuts.peek().filter((other) => other !== entry);
+      offered = offered.filter((other) => other !== mine);
     };
-  }, [shortcut.keys, shortcut.label]);
+  }, [name]);
 }
 
 function isField(target: EventTarget | null): boolean {
@@ -61,10 +75,11 @@ window.addEventListener("keydown", (event) => {
   if (event.isComposing || event.defaultPrevented) return;
   if (document.querySelector("dialog[open]")) return;
   // The last registered is the one nearest to the user.
-  for (const shortcut of shortcuts.value.toReversed()) {
-    if (!matches(shortcut.keys, event)) continue;
-    if (isField(event.target) && !shortcut.whileTyping && !shortcut.keys.includes("mod")) continue;
-    if (shortcut.run() === false) continue;
+  for (const { keys, run } of offered.toReversed()) {
+    if (!matches(keys, event)) continue;
+    const isSign = keys.length === 1;
+    if (isSign && isField(event.target)) continue;
+    if (run() === false) continue;
     event.preventDefault();
     return;
   }

@@ -195,6 +195,8 @@ export interface Run {
 export interface Rows {
   rows: { [key: string]: unknown }[];
   next: number;
+  /** The run was set back: these are its rows from the first one on. */
+  reset?: boolean;
 }
 
 export interface Status {

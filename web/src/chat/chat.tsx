@@ -20,6 +20,9 @@ export function NewChat() {
   useEffect(() => {
     document.title = "mull";
   }, []);
+  useShortcut("chat_settings", () => {
+    settings.value = true;
+  });
   return (
     <main class="chat new" id="main">
       <Welcome>
@@ -88,46 +91,21 @@ function Open({ chat, choices }: OpenChat) {
   const parent = tipMessage?.role === "user" ? tipMessage.parent : tip;
   const lastAnswer = () => path.findLast((id) => chat.message(id).peek().role === "assistant");
 
-  useShortcut({
-    keys: "Escape",
-    label: "shortcuts.stop",
-    whileTyping: true,
-    run: () => {
-      if (chat.running.peek().length === 0) return false;
-      return chat.stop();
-    },
+  useShortcut("stop", () => {
+    if (chat.running.peek().length === 0) return false;
+    return chat.stop();
   });
-  useShortcut({
-    keys: "alt+a",
-    label: "shortcuts.answer_now",
-    whileTyping: true,
-    run: () => chat.answerNow(),
+  useShortcut("answer_now", () => chat.answerNow());
+  useShortcut("regenerate", () => {
+    const id = lastAnswer();
+    if (id && chat.running.peek().length === 0) chat.regenerate(id, asking(choices)).catch(say);
   });
-  useShortcut({
-    keys: "alt+r",
-    label: "shortcuts.regenerate",
-    whileTyping: true,
-    run: () => {
-      const id = lastAnswer();
-      if (id && chat.running.peek().length === 0) chat.regenerate(id, asking(choices)).catch(say);
-    },
+  useShortcut("copy", () => {
+    const id = lastAnswer();
+    if (id) copy(chat.message(id).peek().text).then(() => toast(t("chat.copied")), say);
   });
-  useShortcut({
-    keys: "alt+c",
-    label: "shortcuts.copy",
-    whileTyping: true,
-    run: () => {
-      const id = lastAnswer();
-      if (id) copy(chat.message(id).peek().text).then(() => toast(t("chat.copied")), say);
-    },
-  });
-  useShortcut({
-    keys: "alt+s",
-    label: "shortcuts.chat_settings",
-    whileTyping: true,
-    run: () => {
-      settings.value = true;
-    },
+  useShortcut("chat_settings", () => {
+    settings.value = true;
   });
 
   return (

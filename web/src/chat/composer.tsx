@@ -121,7 +121,7 @@ export function Composer(props: Props) {
     }
   };
 
-  useShortcut({ keys: "/", label: "shortcuts.write", run: () => area.current?.focus() });
+  useShortcut("write", () => area.current?.focus());
 
   return (
     <form
@@ -193,7 +193,7 @@ export function Composer(props: Props) {
 
 function AttachButton({ onFiles }: { onFiles: (files: File[]) => void }) {
   const input = useRef<HTMLInputElement>(null);
-  useShortcut({ keys: "mod+u", label: "shortcuts.attach", run: () => input.current?.click() });
+  useShortcut("attach", () => input.current?.click());
   return (
     <>
       <IconButton icon="clip" label={t("files.attach")} onClick={() => input.current?.click()} />

@@ -20,12 +20,7 @@ export function ThinkingPicker({ choices }: { choices: Choices }) {
   const model = modelNamed(choices.model.value);
   const set = (thinking: Thinking, think_budget: number | null = budget) =>
     choices.setSettings({ ...settings, thinking, think_budget });
-  useShortcut({
-    keys: "alt+t",
-    label: "shortcuts.think",
-    whileTyping: true,
-    run: () => set(mode === "auto" ? "on" : mode === "on" ? "off" : "auto"),
-  });
+  useShortcut("think", () => set(mode === "auto" ? "on" : mode === "on" ? "off" : "auto"));
   const items = (): MenuItem[] => [
     {
       label: t("think.auto"),

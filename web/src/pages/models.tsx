@@ -86,27 +86,37 @@ function Installed({ model, again }: { model: Model; again: () => void }) {
 
 function Actions({ model, again }: { model: Model; again: () => void }) {
   const [asks, setAsks] = useState(false);
+  const [busy, setBusy] = useState(false);
+  const alone = (act: (name: string) => Promise<unknown>) => () => {
+    setBusy(true);
+    return act(model.name)
+      .then(again)
+      .finally(() => setBusy(false));
+  };
   return (
     <>
       <div class="button-row">
         {model.loaded ? (
           <ActionButton
             label={t("models.unload_it", { name: model.name })}
-            run={() => api.unloadModel(model.name).then(again)}
+            disabled={busy}
+            run={alone(api.unloadModel)}
           >
             {t("models.unload")}
           </ActionButton>
         ) : (
           <ActionButton
             label={t("models.load_it", { name: model.name })}
-            run={() => api.loadModel(model.name).then(again)}
+            disabled={busy}
+            run={alone(api.loadModel)}
           >
             {t("models.load")}
           </ActionButton>
         )}
         <ActionButton
           label={t("models.measure_it", { name: model.name })}
-          run={() => api.measureModel(model.name).then(again)}
+          disabled={busy}
+          run={alone(api.measureModel)}
         >
           {t("models.measure")}
         </ActionButton>
@@ -114,6 +124,7 @@ function Actions({ model, again }: { model: Model; again: () => void }) {
           type="button"
           class="button quiet danger"
           aria-label={t("models.delete_it", { name: model.name })}
+          disabled={busy}
           onClick={() => setAsks(true)}
         >
           {t("action.delete")}

@@ -36,6 +36,20 @@ export function noFigures(): Figures {
   return { steps: 0, curves: new Map(), sections: [], evaluations: [], ends: new Map() };
 }
 
+/** As they are now: what is shown is drawn again only where it is another object. */
+export function copied(figures: Figures): Figures {
+  const curves = new Map<string, Points>();
+  for (const [name, { x, y }] of figures.curves) curves.set(name, { x: [...x], y: [...y] });
+  const { sections, evaluations, ends } = figures;
+  return {
+    ...figures,
+    curves,
+    sections: [...sections],
+    evaluations: [...evaluations],
+    ends: new Map(ends),
+  };
+}
+
 /** Adds rows in the order of the file; what is no row of ours is passed over. */
 export function gather(figures: Figures, rows: Row[]): void {
   for (const row of rows) {

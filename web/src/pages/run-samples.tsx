@@ -30,7 +30,8 @@ export function Samples({ id, live }: { id: string; live: boolean }) {
   usePolled(
     async (signal) => {
       for (;;) {
-        const { rows, next } = await api.runSamples(id, log.next, signal);
+        const { rows, next, reset } = await api.runSamples(id, log.next, signal);
+        if (reset) Object.assign(log, { samples: [], seen: 0 });
         for (const row of rows) {
           log.seen += 1;
           log.samples.unshift(sampleOf(row, log.seen));

@@ -8,7 +8,7 @@ import { Icon } from "../ui/icons";
 import { LineChart } from "./charts";
 import { Facts, PageFrame, Waiting } from "./parts";
 import { usePolled } from "./polled";
-import { type Evaluation, type Figures, gather, noFigures } from "./run-figures";
+import { copied, type Evaluation, type Figures, gather, noFigures } from "./run-figures";
 import { Samples } from "./run-samples";
 import { RunProgress, RunState } from "./runs";
 import { duration, energy } from "./units";
@@ -22,17 +22,17 @@ export default function RunPage({ id }: { id: string }) {
       // The run first: what it has written when it says "done" is all there is.
       const run = await api.run(id, signal);
       for (;;) {
-        const { rows, next } = await api.runMetrics(id, log.next, signal);
+        const { rows, next, reset } = await api.runMetrics(id, log.next, signal);
+        if (reset) log.figures = noFigures();
         gather(log.figures, rows);
         if (rows.length === 0 || next === log.next) break;
         log.next = next;
       }
-      return run;
+      return { run, figures: copied(log.figures) };
     },
-    (run) => (run.state === "running" ? POLL_MS : null),
+    ({ run }) => (run.state === "running" ? POLL_MS : null),
   );
-  const run = polled.data;
-  if (!run) {
+  if (!polled.data) {
     return (
       <PageFrame title={t("nav.runs")} busy={!polled.error}>
         <Back />
@@ -40,6 +40,7 @@ export default function RunPage({ id }: { id: string }) {
       </PageFrame>
     );
   }
+  const { run, figures } = polled.data;
   return (
     <PageFrame title={run.name} lede={run.about}>
       <p class="run-head">
@@ -54,9 +55,9 @@ export default function RunPage({ id }: { id: string }) {
       </p>
       <RunProgress run={run} />
       <Bill run={run} />
-      <Curves figures={log.figures} />
-      <Stages run={run} figures={log.figures} />
-      <Scores evaluations={log.figures.evaluations} />
+      <Curves figures={figures} />
+      <Stages run={run} figures={figures} />
+      <Scores evaluations={figures.evaluations} />
       <Samples id={run.id} live={run.state === "running"} />
     </PageFrame>
   );

@@ -81,18 +81,8 @@ export function ConversationList() {
     const next = ids[at < 0 ? 0 : at + by];
     if (next) navigate(`/c/${next.id}`);
   };
-  useShortcut({
-    keys: "alt+ArrowDown",
-    label: "shortcuts.next",
-    whileTyping: true,
-    run: () => step(1),
-  });
-  useShortcut({
-    keys: "alt+ArrowUp",
-    label: "shortcuts.previous",
-    whileTyping: true,
-    run: () => step(-1),
-  });
+  useShortcut("next", () => step(1));
+  useShortcut("previous", () => step(-1));
 
   return (
     <>

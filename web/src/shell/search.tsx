@@ -18,13 +18,9 @@ const MOST = 50;
 
 export function SearchField() {
   const field = useRef<HTMLInputElement>(null);
-  useShortcut({
-    keys: "mod+k",
-    label: "shortcuts.search",
-    run: () => {
-      sidebarOpen.value = true;
-      requestAnimationFrame(() => field.current?.focus());
-    },
+  useShortcut("search", () => {
+    sidebarOpen.value = true;
+    requestAnimationFrame(() => field.current?.focus());
   });
   useEffect(() => {
     const words = query.value.trim();

@@ -19,15 +19,10 @@ export function Shell({ children }: { children: ComponentChildren }) {
   useEffect(() => {
     if (narrow.peek()) sidebarOpen.value = false;
   }, [here]);
-  useShortcut({
-    keys: "alt+n",
-    label: "shortcuts.new",
-    run: () => navigate("/"),
-    whileTyping: true,
-  });
-  useShortcut({ keys: "mod+b", label: "shortcuts.sidebar", run: toggleSidebar });
-  useShortcut({ keys: "mod+,", label: "shortcuts.settings", run: () => navigate("/settings") });
-  useShortcut({ keys: "?", label: "shortcuts.help", run: () => (shortcutListOpen.value = true) });
+  useShortcut("new", () => navigate("/"));
+  useShortcut("sidebar", toggleSidebar);
+  useShortcut("settings", () => navigate("/settings"));
+  useShortcut("help", () => (shortcutListOpen.value = true));
 
   const open = sidebarOpen.value;
   const drawer = narrow.value;

@@ -1,9 +1,9 @@
 import { type Key, t } from "../i18n";
-import { keyNames, shortcuts } from "../keys";
+import { keyNames, SHORTCUTS, type ShortcutName } from "../keys";
 import { preferences } from "../preferences";
 import { Dialog } from "../ui/dialog";
 
-/** The keys of the field one writes in, which it handles by itself. */
+/** The field one writes in handles its keys by itself. */
 function writing(): { keys: string; label: Key }[] {
   const enterSends = preferences.value.enter_sends !== false;
   return [
@@ -13,11 +13,17 @@ function writing(): { keys: string; label: Key }[] {
   ];
 }
 
+const NAMES = Object.keys(SHORTCUTS) as ShortcutName[];
+
 export function ShortcutList({ onClose }: { onClose: () => void }) {
+  const others = NAMES.map((name) => ({
+    keys: SHORTCUTS[name],
+    label: `shortcuts.${name}` as const,
+  }));
   return (
     <Dialog title={t("shortcuts.title")} onClose={onClose}>
       <dl class="shortcut-list">
-        {[...writing(), ...shortcuts.value].map((shortcut) => (
+        {[...writing(), ...others].map((shortcut) => (
           <div key={`${shortcut.keys} ${shortcut.label}`}>
             <dt>{t(shortcut.label)}</dt>
             <dd>
