@@ -30,7 +30,7 @@ web/node_modules/.package-lock.json: web/package-lock.json
 
 # The programs in bench/requirements-peers.txt are compared with; without them mull runs alone.
 bench: setup-dev
-	@for script in decode prefill longcontext moe rollouts quality speculative start; do \
+	@for script in decode prefill longcontext moe rollouts quality speculative start serve_load; do \
 	  $(BIN)/python bench/$$script.py || exit 1; done
 
 bench-peers: .venv-peers/.installed

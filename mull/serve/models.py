@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from mull import loading, weights
-from mull.errors import MullError
+from mull.errors import ModelError, MullError, TextError, WeightsError
 from mull.llm import LLM, load
 from mull.serve.errors import ApiError
 from mull.serve.settings import Settings
@@ -147,9 +147,13 @@ class ModelPool:
     async def _load(self, name: str) -> Loaded:
         async with self._one_at_a_time:
             source = self.source_of(name)
-            plan = await asyncio.to_thread(_plan, source, self.settings)
-            await self._make_room(name, plan)
-            llm = await asyncio.to_thread(self._load_now, source, plan)
+            try:
+                plan = await asyncio.to_thread(_plan, source, self.settings)
+                await self._make_room(name, plan)
+                llm = await asyncio.to_thread(self._load_now, source, plan)
+            except (TextError, ModelError) as error:
+                # While it is loaded that is the model's fault, not the request's.
+                raise WeightsError(f"{name} cannot be loaded: {error}") from error
             loaded = Loaded(llm, plan.weights)
             self.loaded[name] = loaded
             return loaded
