@@ -2,7 +2,9 @@
 
 The same requests with and without guesses, in turn, in one process; answers are compared. Rewrites
 repeat what was read; prose sampled at temperature 1, and batches, give guesses little to win.
-With a model that has multi-token prediction, --mode mtp measures that instead.
+With a model that has multi-token prediction, --mode mtp measures that instead, and --recipe asks a
+recipe's own held-out problems one after another, for models that know nothing else:
+--model nano --mode mtp --recipe nano.
 Run: .venv/bin/python bench/speculative.py [--quick] [--json]
 """
 
@@ -12,7 +14,9 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pydoc_data.topics import topics
 from statistics import median
 from typing import Any
@@ -20,6 +24,8 @@ from typing import Any
 import mull
 from mull.cli.doctor import cpu_name
 from mull.engine import Request
+from mull.train.problems import Tasks
+from mull.train.shipped import read_recipe
 
 MODES = ("off", "on")
 
@@ -31,6 +37,7 @@ class Case:
     temperature: float
     tokens: int
     is_rewrite: bool
+    problems: Sequence[str] = ()  # asked alone, one after another, thought through to the end
 
 
 CASES = (
@@ -40,6 +47,23 @@ CASES = (
     Case("prose at temperature 1, batch 8", 8, 1.0, 128, False),
     Case("prose at temperature 1, batch 32", 32, 1.0, 64, False),
 )
+
+
+def thinking_cases(recipe_name: str) -> tuple[Case, ...]:
+    recipe = read_recipe(recipe_name)
+    task = Tasks(recipe)[next(iter(recipe.tasks))]
+    problems = [problem.question for problem in islice(task.problems("test", 0), 24)]
+    return tuple(
+        Case(
+            f"thinking at temperature {temperature:g}, batch 1",
+            1,
+            temperature,
+            256,
+            False,
+            problems,
+        )
+        for temperature in (0.0, 1.0)
+    )
 
 
 def question(case: Case, i: int) -> str:
@@ -67,6 +91,35 @@ def requests(llm: mull.LLM, case: Case, seed: int, name: str) -> list[Request]:
         )
         for i in range(case.batch)
     ]
+
+
+def thinking_requests(llm: mull.LLM, case: Case, seed: int, name: str) -> list[Request]:
+    return [
+        llm.request(
+            problem,
+            max_tokens=case.tokens,
+            temperature=case.temperature,
+            top_p=1.0,
+            seed=seed + i,
+            thinking="on",
+            detect_loops=False,
+            namespace=f"{name}/{seed}",  # every round computes its prompts anew
+        )
+        for i, problem in enumerate(case.problems)
+    ]
+
+
+def answers_in_turn(llm: mull.LLM, asked: list[Request]) -> tuple[float, list[list[int]]]:
+    """(decode tokens a second over all of them, each alone; the sampled ids)."""
+    seconds = tokens = 0.0
+    said = []
+    for request in asked:
+        before = llm.engine.counters.decode_tokens
+        rate, ids = answer(llm, [request])
+        decoded = llm.engine.counters.decode_tokens - before
+        tokens, seconds = tokens + decoded, seconds + decoded / rate
+        said += ids
+    return tokens / seconds, said
 
 
 def answer(llm: mull.LLM, asked: list[Request]) -> tuple[float, list[list[int]]]:
@@ -99,7 +152,11 @@ def measure(llm: mull.LLM, case: Case, mode: str, rounds: int) -> dict[str, Any]
         for name in MODES if turn % 2 else MODES[::-1]:
             engine.speculation.mode = mode if name == "on" else "off"
             before = engine.counters
-            rate, ids = answer(llm, requests(llm, case, 1000 * turn, name))
+            if case.problems:
+                asked = thinking_requests(llm, case, 1000 * turn, name)
+                rate, ids = answers_in_turn(llm, asked)
+            else:
+                rate, ids = answer(llm, requests(llm, case, 1000 * turn, name))
             said.append(ids)
             if not turn:
                 continue
@@ -129,15 +186,17 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--precision", default="q4,bf16")
     parser.add_argument("--mode", default="ngram", help="ngram or mtp")
+    parser.add_argument("--recipe", help="ask held-out problems of its first task instead")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="does it run? figures mean nothing")
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
+    cases = CASES if args.recipe is None else thinking_cases(args.recipe)
     found = []
     for precision in args.precision.split(","):
         with mull.load(args.model, precision=precision, speculation=args.mode) as llm:
             llm.close()  # ends the thread that steps the engine: it is stepped here
-            for case in CASES[:1] if args.quick else CASES:
+            for case in cases[:1] if args.quick else cases:
                 row = measure(llm, case, args.mode, 1 if args.quick else args.rounds)
                 found.append({"precision": precision, **row})
                 if not args.json:
