@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
-from train_parts import DEEPSEEK, LLAMA, SHAPES, fresh_model, packed
+from train_parts import DEEPSEEK, LLAMA, SHAPES, example, fresh_model, packed
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mull.errors import TrainError
 from mull.model import CausalLM, PackedSequences
 from mull.train.algorithms import ALGORITHMS, TeacherDivergence, sft
-from mull.train.batch import Batch, Episode
+from mull.train.batch import Batch, Episode, spread
 from mull.train.flops import step_flops
 from mull.train.objective import Objective, Prediction, Terms, Totals
 from mull.train.recipe import Optimiser
@@ -43,21 +43,25 @@ def gradients_of(
     return found, report
 
 
+@pytest.mark.parametrize("spread_share", [0.0, 0.6])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_sft_gradients_equal_transformers_on_the_same_packed_batch(shape: str) -> None:
+def test_sft_gradients_equal_transformers_on_the_same_packed_batch(
+    shape: str, spread_share: float
+) -> None:
     """transformers sees one row whose positions restart, with attention inside each document."""
     ours = fresh_model(SHAPES[shape])
     config = AutoConfig.for_model(**json.loads(json.dumps(ours.config.to_dict())))
     theirs = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().train()
     theirs.load_state_dict(ours.state_dict())
-    batch = packed([13, 1, 40, 7, 22], prompt=3)
+    examples = [example(n, i, prompt=min(3, n)) for i, n in enumerate([13, 1, 40, 7, 22])]
+    batch = Batch.pack(spread(examples, spread_share, seed=1))
     same_TT = batch.sequence_T[:, None] == batch.sequence_T[None]
     allowed_TT = same_TT & torch.ones_like(same_TT).tril()
     mask_TT = torch.zeros(allowed_TT.shape).masked_fill(~allowed_TT, torch.finfo().min)
     logits_TV = theirs(
         batch.ids_T[None],
         attention_mask=mask_TT[None, None],
-        position_ids=PackedSequences(batch.lengths).positions_T[None],
+        position_ids=batch.positions_T[None],
         use_cache=False,
     ).logits[0]
     labels_T = batch.targets_T.masked_fill(~batch.learn_T, -100)
@@ -70,6 +74,18 @@ def test_sft_gradients_equal_transformers_on_the_same_packed_batch(shape: str) -
     for name, gradient in found.items():
         assert gradient.abs().max() > 0, name
         assert (gradient - expected[name].grad).abs().max() < 1e-5, name
+
+
+def test_spread_positions_increase_within_twice_the_length_and_are_the_seeds() -> None:
+    examples = [example(n, n) for n in (1, 2, 9, 40, 200)] * 20
+    once, again = (spread(examples, 0.5, seed=3) for _ in range(2))
+    far = [each for each in once if each.positions is not None]
+    assert 30 <= len(far) <= 70
+    for each in far:
+        assert each.positions.diff().gt(0).all()
+        assert 0 <= each.positions[0] <= each.positions[-1] <= 2 * len(each.ids)
+    assert Batch.pack(once).positions_T.equal(Batch.pack(again).positions_T)
+    assert not Batch.pack(once).positions_T.equal(Batch.pack(spread(examples, 0.5, 4)).positions_T)
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -102,6 +118,7 @@ def split(batch: Batch, counts: list[int]) -> list[Batch]:
                 batch.targets_T[rows],
                 batch.learn_T[rows],
                 batch.sequence_T[rows] - sequence,
+                batch.positions_T[rows],
                 lengths,
             )
         )

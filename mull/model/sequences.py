@@ -47,17 +47,20 @@ class PackedSequences:
         self,
         lengths: Sequence[int],
         *,
+        positions_T: Tensor | None = None,
         device: torch.device | str | None = None,
         absorb: bool = False,
     ) -> None:
+        """positions_T: on the host, where they are not 0, 1, 2, ... in every sequence."""
         if not all(length > 0 for length in lengths):
             raise ModelError("a packed sequence has no tokens; leave empty sequences out")
         self.lengths = list(lengths)
         self.absorb = absorb
         # Built on the host in one piece: one copy to the device, no synchronisation.
-        ranges = [torch.arange(length, device="cpu") for length in self.lengths]
-        positions = torch.cat(ranges) if ranges else torch.zeros(0, dtype=torch.int64)
-        self.positions_T = positions.to(device) if device is not None else positions
+        if positions_T is None:
+            ranges = [torch.arange(length, device="cpu") for length in self.lengths]
+            positions_T = torch.cat(ranges) if ranges else torch.zeros(0, dtype=torch.int64)
+        self.positions_T = positions_T.to(device) if device is not None else positions_T
         self._lay_out(device)
 
     def _lay_out(self, device: torch.device | str | None) -> None:

@@ -162,7 +162,11 @@ class StageBase(Table):
 
 
 class LearnStage(StageBase):
-    """Learning from given text: pretrain learns every token, sft only what the assistant says."""
+    """Learning from given text: pretrain learns every token, sft only what the assistant says.
+
+    spread: the share of sequences that are read at positions with random gaps, so that more than
+    the distances seen so far is met (arXiv 2305.16843).
+    """
 
     data: Annotated[tuple[DataSpec, ...], Field(min_length=1)]
     steps: Positive | None = None
@@ -170,6 +174,7 @@ class LearnStage(StageBase):
     batch_tokens: Positive = 8192
     max_length: Positive = 512
     mtp_weight: Annotated[float, Field(ge=0)] = 0.3
+    spread: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     @model_validator(mode="after")
     def _duration(self) -> LearnStage:

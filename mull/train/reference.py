@@ -34,7 +34,9 @@ class Reference:
         result = []
         for batch in batches:
             rows_L = batch.learn_T.nonzero()[:, 0]
-            hidden_TD = self.model(batch.ids_T, PackedSequences(batch.lengths))
+            hidden_TD = self.model(
+                batch.ids_T, PackedSequences(batch.lengths, positions_T=batch.positions_T)
+            )
             logprob_T = torch.zeros(batch.tokens)
             logprob_T[rows_L] = token_logprobs(
                 hidden_TD[rows_L],

@@ -137,7 +137,9 @@ class Learner:
             rows_L = batch.learn_T.nonzero()[:, 0]
             logprob_T = torch.zeros(batch.tokens, device=self.device)
             with self._autocast(), self.routing.replayed(_experts(batch)):
-                hidden_TD = self.model(batch.ids_T, PackedSequences(batch.lengths))
+                hidden_TD = self.model(
+                    batch.ids_T, PackedSequences(batch.lengths, positions_T=batch.positions_T)
+                )
                 logprob_T[rows_L] = token_logprobs(
                     hidden_TD[rows_L],
                     self.model.lm_head.weight,
@@ -185,7 +187,7 @@ class Learner:
         return 0.0
 
     def _loss(self, batch: Batch, objective: Objective, sums: _Sums, mtp_targets: int) -> Tensor:
-        seqs = PackedSequences(batch.lengths)
+        seqs = PackedSequences(batch.lengths, positions_T=batch.positions_T)
         rows_L = batch.learn_T.nonzero()[:, 0]
         hidden_TD = self.model(batch.ids_T, seqs)
         mtp = self._mtp(batch, hidden_TD, seqs, sums, mtp_targets)

@@ -14,22 +14,24 @@ _WORDINGS = (
     "Multiply {a} by {b}.",
     "Find the product of {a} and {b}.",
 )
-_SHAPES = ((2, 1), (2, 2), (3, 2), (3, 3), (4, 3), (4, 4), (5, 4), (5, 5))
+# Digits of the factors, by level.
+SHAPES = ((2, 1), (3, 1), (2, 2), (3, 2), (3, 3), (4, 3), (4, 4), (5, 4), (5, 5))
 
 
 class Multiplication(Family):
     """Long multiplication of whole numbers.
 
-    Levels (digits of the factors): 0: 2x1, 1: 2x2, 2: 3x2, 3: 3x3, 4: 4x3, 5: 4x4, 6: 5x4, 7: 5x5.
+    Levels (digits of the factors): 0: 2x1, 1: 3x1, 2: 2x2, 3: 3x2, 4: 3x3, 5: 4x3, 6: 4x4, 7: 5x4,
+    8: 5x5.
     A line per digit of the second factor: its digit steps, then the shifted partial product
     backwards; from the second on a line with the running sum. 3x2 is about 120 symbols.
     """
 
     name = "multiplication"
-    hardest = len(_SHAPES) - 1
+    hardest = len(SHAPES) - 1
 
     def make(self, rng: random.Random, level: int) -> Problem:
-        a, b = (number_of_digits(rng, digits) for digits in _SHAPES[level])
+        a, b = (number_of_digits(rng, digits) for digits in SHAPES[level])
         question = worded(_WORDINGS, a=a, b=b)
         return self.problem(question, str(a * b), level, multiplication_steps(a, b))
 

@@ -6,27 +6,27 @@ import random
 
 from mull.tasks.families.digits import add, subtract
 from mull.tasks.families.family import Family, number_of_digits, worded
-from mull.tasks.families.multiplication import multiplication_steps
+from mull.tasks.families.multiplication import SHAPES, multiplication_steps
 from mull.tasks.task import Problem
 
 _WORDINGS = ("What is {expression}?", "Calculate {expression}.", "Compute {expression}.")
-_SHAPES = ((2, 1), (2, 2), (3, 2), (3, 3))
+_HARDEST = SHAPES.index((3, 3))
 
 
 class ProductSum(Family):
     """Expressions such as `37 * 48 - 5`: a long multiplication, then a sum or difference that is
     never negative.
 
-    Levels (digits of the factors): 0: 2x1, 1: 2x2, 2: 3x2, 3: 3x3; what is added has one to three
-    digits. The product's lines, what is left to do, the columns of the sum: level 1 is about 150
-    symbols.
+    Levels (digits of the factors): 0: 2x1, 1: 3x1, 2: 2x2, 3: 3x2, 4: 3x3; what is added has one to
+    three digits. The product's lines, what is left to do, the columns of the sum: level 2 is about
+    150 symbols.
     """
 
     name = "product_sum"
-    hardest = len(_SHAPES) - 1
+    hardest = _HARDEST
 
     def make(self, rng: random.Random, level: int) -> Problem:
-        a, b = (number_of_digits(rng, digits) for digits in _SHAPES[level])
+        a, b = (number_of_digits(rng, digits) for digits in SHAPES[level])
         product = a * b
         c = number_of_digits(rng, rng.randint(1, 3))
         adds = c > product or rng.random() < 0.5

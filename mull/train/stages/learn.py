@@ -10,10 +10,11 @@ from typing import Any
 from torch import Tensor
 
 from mull.train.algorithms import sft
-from mull.train.batch import Batch, Example
+from mull.train.batch import Batch, Example, spread
 from mull.train.data.mix import DataMix
 from mull.train.data.stage import VALIDATION_BATCHES, StageData
 from mull.train.recipe import LearnStage
+from mull.train.seeds import seed_of
 from mull.train.session import Keeper, Session
 from mull.train.state import Checkpoint
 from mull.train.step import Learner, StepReport
@@ -96,7 +97,11 @@ def _step(
     session: Session, stage: LearnStage, learner: Learner, mix: DataMix, step: int
 ) -> StepReport:
     start = time.perf_counter()
-    batches = in_passes(mix.batch(step), min(stage.batch_tokens, _PASS_TOKENS))
+    examples: Sequence[Example] = mix.batch(step)
+    if stage.spread:
+        seed = seed_of(session.recipe.seed, stage.name, "spread", step)
+        examples = spread(examples, stage.spread, seed)
+    batches = in_passes(examples, min(stage.batch_tokens, _PASS_TOKENS))
     report = learner.step(batches, sft)
     book(session, stage.name, report)
     timing = {
