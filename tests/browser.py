@@ -45,7 +45,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "device_scale_factor": 2,
     },
 }
-PATIENCE_MS = 5_000
+PATIENCE_MS = 30_000  # others may have the machine meanwhile
 LOCALES = {"en": "en-GB", "ko": "ko-KR"}
 
 THINKING = (
@@ -163,6 +163,7 @@ def write_home(home: Path) -> Path:
 def browser() -> Iterator[Any]:
     path = chromium()
     sync_api = pytest.importorskip("playwright.sync_api", reason="pip install -e '.[dev]'")
+    sync_api.expect.set_options(timeout=PATIENCE_MS)
     with sync_api.sync_playwright() as playwright:
         running = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield running
@@ -241,8 +242,8 @@ class Visit:
         """The last answer, once there are so many and none is running."""
         from playwright.sync_api import expect
 
-        expect(self.answers).to_have_count(count, timeout=30_000)
-        expect(self.button("composer.stop")).to_have_count(0, timeout=30_000)
+        expect(self.answers).to_have_count(count, timeout=2 * PATIENCE_MS)
+        expect(self.button("composer.stop")).to_have_count(0, timeout=2 * PATIENCE_MS)
         return self.answers.last
 
     def model(self, name: str) -> None:

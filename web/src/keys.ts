@@ -1,7 +1,7 @@
 // Keyboard shortcuts: here is what they are, for the list behind "?"; what they do is registered by
 // whoever does it, while it is on the screen.
 
-import { useEffect, useRef } from "preact/hooks";
+import { useLayoutEffect, useRef } from "preact/hooks";
 
 /** In the order of the list. "mod" is Ctrl, or Command on a Mac; other names as in KeyboardEvent.key. */
 export const SHORTCUTS = {
@@ -37,7 +37,7 @@ export const isMac = /mac|iphone|ipad/i.test(navigator.platform);
 export function useShortcut(name: ShortcutName, run: () => unknown): void {
   const latest = useRef(run);
   latest.current = run;
-  useEffect(() => {
+  useLayoutEffect(() => {
     const mine = { keys: SHORTCUTS[name], run: () => latest.current() };
     offered = [...offered, mine];
     return () => {

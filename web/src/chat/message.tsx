@@ -1,7 +1,7 @@
 // One message: a question (with its files, its edits) or an answer (with its thinking and its facts).
 
 import { useComputed } from "@preact/signals";
-import { useEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
 import type { Message } from "../api/types";
 import { language, number, t } from "../i18n";
 import { Markdown } from "../markdown/markdown";
@@ -87,7 +87,7 @@ function Editor({
   onCancel: () => void;
 }) {
   const area = useRef<HTMLTextAreaElement>(null);
-  useEffect(() => {
+  useLayoutEffect(() => {
     area.current?.focus();
     area.current?.setSelectionRange(text.length, text.length);
   }, []);

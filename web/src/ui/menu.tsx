@@ -1,8 +1,9 @@
 // A button that opens a menu. The browser's popover gives the top layer, Escape and the click outside;
-// arrows, Home, End and letters move as in any menu.
+// arrows, Home, End and letters move as in any menu. It is opened in the same turn as it is drawn, so that
+// a key pressed at once already finds it.
 
 import type { ComponentChildren } from "preact";
-import { useEffect, useId, useRef, useState } from "preact/hooks";
+import { useId, useLayoutEffect, useRef, useState } from "preact/hooks";
 import { Icon, type IconName } from "./icons";
 
 export interface MenuItem {
@@ -47,7 +48,7 @@ export function Menu({
   const [open, setOpen] = useState(false);
   const id = useId();
 
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (!open) return;
     const menu = list.current;
     const anchor = button.current;
