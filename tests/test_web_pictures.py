@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -112,9 +113,10 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MullUp]:
     models.mkdir()
     runs.mkdir()
     own = Path(os.environ.get("MULL_HOME", Path.home() / ".mull"))
-    for path in (Path("models", CHAT_MODEL), Path("runs", "nano")):
-        if PICTURES and (own / path).exists():
-            (home / path).symlink_to((own / path).resolve())
+    if PICTURES and (own / "models" / CHAT_MODEL).exists():
+        (models / CHAT_MODEL).symlink_to((own / "models" / CHAT_MODEL).resolve())
+    if PICTURES and (own / "runs" / "nano").exists():
+        shutil.copytree(own / "runs" / "nano", runs / "nano")  # a link there is not followed
     if not (models / CHAT_MODEL).exists():
         write_scripted_model(models / CHAT_MODEL, thinking=None, answer="It is the Pacific Ocean.")
     write_scripted_model(models / "recital", thinking=THOUGHT, answer=ANSWER)
