@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import ROOT, MullUp, Visit, visits
+from browser import ROOT, ROUND_AND_ROUND, MullUp, Visit, visits
 from run_examples import WrittenRun
 from scripted_models import write_scripted_model
 
@@ -32,8 +32,7 @@ THOUGHT = (
     "is a / (1 - r) = 1 / (1 - 0.5) = 2. A table of partial sums would show how fast; a few lines "
     "of Python let them check it. I should say why the rest halves with every term."
 )
-ANSWER = r"""The sum is **2**. Each term is half of the one before, so what is missing from 2
-halves with every term:
+ANSWER = r"""The sum is **2**. What is missing from 2 halves with every term:
 
 $$\sum_{k=0}^{n} \frac{1}{2^k} = 2 - \frac{1}{2^n}$$
 
@@ -69,13 +68,8 @@ ANSWER_KO = r"""**구의 겉넓이가 더 작습니다.** 부피가 $1$로 같�
 
 $$S = \sqrt[3]{36\pi V^2} \approx 4.84$$
 
-같은 부피를 가장 작은 겉넓이로 감싸는 도형이 바로 구입니다. 물방울과 비눗방울이 둥근
-까닭도 여기에 있습니다.
+같은 부피를 가장 작은 겉넓이로 감싸는 도형이 구입니다. 물방울이 둥근 까닭도 여기에 있습니다.
 """
-ASKED = {
-    "recital": "What is 1 + 1/2 + 1/4 + 1/8 + …?",
-    "korean-recital": "부피가 같은 구와 정육면체, 어느 쪽 겉넓이가 작나요?",
-}
 EARLIER = [
     ("What is the largest ocean on Earth?", "Geography", False),
     ("구와 정육면체 가운데 겉넓이가 작은 것은?", "수학", True),
@@ -107,40 +101,60 @@ SPILLS = """() => {
 
 @pytest.fixture(scope="module")
 def studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MullUp]:
-    """A server with models, chats and a run; for the pictures those that MULL_HOME has."""
+    """A server with a model that chats and a run; for the pictures those that MULL_HOME has."""
     home = tmp_path_factory.mktemp("studio")
-    models, runs = home / "models", home / "runs"
-    models.mkdir()
-    runs.mkdir()
+    model, run = home / "models" / CHAT_MODEL, home / "runs" / "nano"
+    model.parent.mkdir()
     own = Path(os.environ.get("MULL_HOME", Path.home() / ".mull"))
     if PICTURES and (own / "models" / CHAT_MODEL).exists():
-        (models / CHAT_MODEL).symlink_to((own / "models" / CHAT_MODEL).resolve())
+        model.symlink_to((own / "models" / CHAT_MODEL).resolve())
+    else:
+        write_scripted_model(model, thinking=None, answer="It is the Pacific Ocean.")
     if PICTURES and (own / "runs" / "nano").exists():
-        shutil.copytree(own / "runs" / "nano", runs / "nano")  # a link there is not followed
-    if not (models / CHAT_MODEL).exists():
-        write_scripted_model(models / CHAT_MODEL, thinking=None, answer="It is the Pacific Ocean.")
-    write_scripted_model(models / "recital", thinking=THOUGHT, answer=ANSWER)
-    write_scripted_model(models / "korean-recital", thinking=THOUGHT_KO, answer=ANSWER_KO)
-    if not (runs / "nano").exists():
-        run = WrittenRun(runs / "nano")
-        run.pretrain()
-        run.reinforce(range(1, 61))
-        run.sample("What is 37 * 48?", "1776", "correct", step=60)
-        run.finish()
+        heavy = shutil.ignore_patterns("checkpoints", "data", "final", "kept", "stages", "*.lock")
+        shutil.copytree(own / "runs" / "nano", run, ignore=heavy)
+    else:
+        write_run(run)
     server = MullUp(home, model=CHAT_MODEL, flags=("--watts=30", "--usd-per-kwh=0.25")).start()
-    for title, folder, pinned in reversed(EARLIER):
-        made = server.ask("/api/conversations", {"title": title, "folder": folder})
-        path = f"/api/conversations/{made['id']}"
-        server.ask(f"{path}/messages", {"parent": None, "text": title, "files": []})
-        server.ask(path, {"pinned": pinned, "title": title}, "PATCH")
     yield server
     server.end()
 
 
+def write_run(folder: Path) -> None:
+    run = WrittenRun(folder)
+    run.pretrain()
+    run.reinforce(range(1, 61))
+    run.sample("What is 37 * 48?", "1776", "correct", step=60)
+    run.finish()
+
+
 @pytest.fixture
 def visit(browser: Any, studio: MullUp) -> Iterator[Go]:
+    """Opens pages of somebody who has a few conversations and no settings."""
     studio.ask("/api/settings", {}, "PUT")
+    studio.ask("/api/conversations", method="DELETE")
+    for title, folder, pinned in reversed(EARLIER):
+        made = studio.ask("/api/conversations", {"title": title, "folder": folder})
+        path = f"/api/conversations/{made['id']}"
+        studio.ask(f"{path}/messages", {"parent": None, "text": title, "files": []})
+        studio.ask(path, {"pinned": pinned, "title": title}, "PATCH")
     yield from visits(browser, studio)
+
+
+@pytest.fixture
+def recite(studio: MullUp) -> Iterator[Callable[..., str]]:
+    """Adds a model that recites, for the length of a test."""
+    written = []
+
+    def add(name: str, thinking: str, answer: str, **how: Any) -> str:
+        written.append(studio.home / "models" / name)
+        write_scripted_model(written[-1], thinking=thinking, answer=answer, **how)
+        return name
+
+    yield add
+    for folder in written:
+        studio.ask(f"/api/models/{folder.name}/unload", {})
+        shutil.rmtree(folder)
 
 
 @pytest.fixture
@@ -190,15 +204,34 @@ def test_an_answer_with_its_thinking_open(
 
 
 @pytest.mark.parametrize(
-    ("size", "language", "theme", "model"),
-    [("desktop", "en", "dark", "recital"), ("phone", "ko", "light", "korean-recital")],
+    ("size", "language", "theme", "question", "thinking", "text"),
+    [
+        ("desktop", "en", "dark", "What is 1 + 1/2 + 1/4 + 1/8 + …?", THOUGHT, ANSWER),
+        (
+            "phone",
+            "ko",
+            "light",
+            "부피가 같은 구와 정육면체, 어느 쪽 겉넓이가 작나요?",
+            THOUGHT_KO,
+            ANSWER_KO,
+        ),
+    ],
 )
 def test_formulas_tables_and_code(
-    visit: Go, take: Take, size: str, language: str, theme: str, model: str
+    visit: Go,
+    take: Take,
+    recite: Callable[..., str],
+    size: str,
+    language: str,
+    theme: str,
+    question: str,
+    thinking: str,
+    text: str,
 ) -> None:
+    model = recite("recital", thinking, text)
     v = visit(size=size, language=language, theme=theme)
     v.model(model)
-    v.ask(ASKED[model])
+    v.ask(question)
     answer = v.done()
     expect(answer.locator(".katex").first).to_be_visible()
     take(v, f"answer-{size}-{language}")
@@ -258,10 +291,23 @@ def test_a_training_run(visit: Go, take: Take, size: str, language: str, theme: 
 @pytest.mark.parametrize(
     ("size", "language", "theme"), [("desktop", "ko", "dark"), ("phone", "en", "light")]
 )
-def test_the_status_page(visit: Go, take: Take, size: str, language: str, theme: str) -> None:
-    v = visit("/status", size=size, language=language, theme=theme)
+def test_the_status_page_while_answers_are_made(
+    visit: Go, take: Take, recite: Callable[..., str], size: str, language: str, theme: str
+) -> None:
+    model = recite("recital", ROUND_AND_ROUND, ANSWER, endless=True, context=65536)
+    v = visit(size=size, language=language, theme=theme)
+    v.model(model)
+    v.ask("What is 1 + 1/2 + 1/4 + 1/8 + …?")
+    v.page.goto(v.server.url + "/status")
+    decoded = v.page.locator(".tile").filter(has_text=v.t("status.writing")).locator("dd")
+    expect(decoded).to_contain_text(re.compile("[1-9]"))
     expect(v.page.locator(".spark")).to_have_count(2)
+    if PICTURES:
+        v.page.wait_for_timeout(15_000)  # for a curve worth looking at
     take(v, f"status-{size}-{language}")
+    v.page.go_back()
+    v.button("composer.stop").click()
+    v.done()
 
 
 @pytest.mark.parametrize(("size", "language"), [("desktop", "ko"), ("phone", "en")])

@@ -62,7 +62,7 @@ export function ModelPicker({ choices }: { choices: Choices }) {
       <Menu
         label={beside ? t("model.compared", { model: beside }) : t("model.compare")}
         items={others}
-        class={beside ? "chip" : "icon-button"}
+        class={beside ? "chip beside" : "icon-button"}
         iconOnly
         heading={t("model.compare")}
         onOpen={loadModels}

@@ -98,9 +98,9 @@ export const ko: Record<keyof typeof en, string> = {
   "files.empty": "빈 파일입니다",
   "files.unreadable": "글로 된 파일만 읽을 수 있습니다: 텍스트, Markdown, 코드, CSV, PDF",
 
-  "meter.part": "{context} 토큰 중 {tokens} 토큰",
+  "meter.part": "{context}토큰 중 {tokens}토큰",
   "meter.over":
-    "{tokens} 토큰인데 이 모델은 {context} 토큰까지 읽습니다. 파일을 빼거나 글을 줄이거나 새 대화를 시작해 주세요.",
+    "{tokens}토큰인데 이 모델은 {context}토큰까지 읽습니다. 파일을 빼거나 글을 줄이거나 새 대화를 시작해 주세요.",
 
   "model.choose": "모델: {model}",
   "model.none": "모델 없음",
@@ -158,9 +158,9 @@ export const ko: Record<keyof typeof en, string> = {
   "ending.stopped_empty": "답변이 나오기 전에 멈췄습니다.",
   "ending.continue": "이어서 쓰기",
 
-  "facts.tokens": "{n} 토큰",
-  "facts.tokens_title": "프롬프트 {prompt} 토큰(캐시에서 {cached}), 생각 {thinking}, 답변 {answer}",
-  "facts.speed": "초당 {v} 토큰",
+  "facts.tokens": "{n}토큰",
+  "facts.tokens_title": "프롬프트 {prompt}토큰(캐시에서 {cached}), 생각 {thinking}, 답변 {answer}",
+  "facts.speed": "{v}토큰/초",
   "facts.speed_title": "생성 속도",
   "facts.first": "첫 토큰까지 {s}",
   "facts.cost_title": "이 서버에 설정된 전기료와 장비값 기준",

@@ -3,10 +3,20 @@
 import createMarkdownIt, { type MarkdownIt, type Token } from "markdown-it";
 import { math } from "./math";
 
-export const md: MarkdownIt = createMarkdownIt({ html: false, linkify: true, breaks: false });
+export const md: MarkdownIt = createMarkdownIt({ html: false, linkify: true, breaks: true });
 
 md.linkify.set({ fuzzyLink: false, fuzzyEmail: false });
 md.use(math);
+
+// Between two numbers a star is a multiplication, however many of them a line has.
+md.inline.ruler.before("emphasis", "times", (state, silent) => {
+  const { src, pos } = state;
+  if (src[pos] !== "*" || !/[\d)]/.test(src[pos - 1] ?? "") || !/[\d(]/.test(src[pos + 1] ?? ""))
+    return false;
+  if (!silent) state.pending += "*";
+  state.pos += 1;
+  return true;
+});
 
 // Text of any direction stays within its own block and does not turn its neighbours around.
 const DIRECTED = /^(paragraph|heading|list_item|blockquote|th|td)_open$/;

@@ -13,11 +13,12 @@ import { usePolled } from "./polled";
 import { compact, duration, rate } from "./units";
 
 const WHILE_WORKING_MS = 2000;
+const USUALLY_MS = 10_000;
 
 export default function ModelsPage() {
   const polled = usePolled(
     (signal) => api.models(signal),
-    (page) => (page.items.some(isPulling) ? WHILE_WORKING_MS : null),
+    (page) => (page.items.some(isPulling) ? WHILE_WORKING_MS : USUALLY_MS),
   );
   const models = polled.data?.items;
   return (
@@ -75,12 +76,22 @@ function Installed({ model, again }: { model: Model; again: () => void }) {
           {model.loaded ? t("models.loaded") : t("models.not_loaded")}
         </State>
       </header>
-      {model.about && <p dir="auto">{model.about}</p>}
+      <Unreadable model={model} />
       <Facts facts={factsOf(model)} />
       <Fit model={model} />
       <Speed model={model} />
       {mayChange() && <Actions model={model} again={again} />}
     </li>
+  );
+}
+
+/** A model of which nothing can be told but why. */
+function Unreadable({ model }: { model: Model }) {
+  if (!model.about || model.parameters) return null;
+  return (
+    <p class="notice warning" dir="auto">
+      {model.about}
+    </p>
   );
 }
 
@@ -156,7 +167,7 @@ function Available({ model, again }: { model: Model; again: () => void }) {
         <h3 dir="auto">{model.name}</h3>
         {model.thinks && <span class="tag">{t("models.thinks")}</span>}
       </header>
-      {model.about && <p dir="auto">{model.about}</p>}
+      <Unreadable model={model} />
       <Facts facts={factsOf(model)} />
       <Fit model={model} />
       {pulling ? (
