@@ -159,7 +159,7 @@ def write_home(home: Path) -> Path:
 # --- the browser ----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # an event loop runs in this thread as long as it lives
 def browser() -> Iterator[Any]:
     path = chromium()
     sync_api = pytest.importorskip("playwright.sync_api", reason="pip install -e '.[dev]'")
