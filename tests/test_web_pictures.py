@@ -303,7 +303,7 @@ def test_the_status_page_while_answers_are_made(
     expect(decoded).to_contain_text(re.compile("[1-9]"))
     expect(v.page.locator(".spark")).to_have_count(2)
     if PICTURES:
-        v.page.wait_for_timeout(5_000)  # for a curve worth looking at
+        v.page.wait_for_timeout(2_500)  # for a curve worth looking at
     take(v, f"status-{size}-{language}")
     v.page.go_back()
     v.button("composer.stop").click()
