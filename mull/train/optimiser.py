@@ -1,7 +1,8 @@
 """AdamW and Muon over a model's parameters, the schedule, and their state by parameter name.
 
-Both are torch.optim's. Muon (arXiv 2502.16982) knows two-dimensional parameters only, so that a
-stack of experts [E, rows, columns] is handed to it as E matrices that share the stack's memory.
+AdamW is torch.optim's; Muon (arXiv 2502.16982) is too, but for its arithmetic (mull.train.muon).
+It knows two-dimensional parameters only, so that a stack of experts [E, rows, columns] is handed
+to it as E matrices that share the stack's memory.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mull.errors import TrainError
+from mull.train.muon import Muon
 from mull.train.recipe import Optimiser
 
 # What Muon is not for: tables of tokens, the router's few rows, low-rank adapters.
@@ -70,7 +72,7 @@ class Updater:
         self._optimisers: list[torch.optim.Optimizer] = []
         if matrices:
             self._optimisers.append(
-                torch.optim.Muon(
+                Muon(
                     matrices,
                     lr=spec.learning_rate,
                     weight_decay=spec.weight_decay,
