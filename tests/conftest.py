@@ -1,7 +1,12 @@
 """Fixtures every room's tests share: the real model file and the real DeepSeek tokenizer."""
 
 import importlib.util
+import os
 from pathlib import Path
+
+from mull.cli import OPENMP_SPINS
+
+os.environ.update(OPENMP_SPINS)  # before torch is loaded: the workers of a run share the cores
 
 import pytest
 from browser import browser, mull_up, visit  # noqa: F401
