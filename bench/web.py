@@ -20,9 +20,20 @@ from playwright.sync_api import sync_playwright
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
-from browser import FLAGS, SIZES, MullUp, Visit, chromium, write_home
+from browser import (
+    ANSWER,
+    FLAGS,
+    ROUND_AND_ROUND,
+    SIZES,
+    MullUp,
+    Visit,
+    chromium,
+    write_home,
+)
 from chat_history import fill_history
+from scripted_models import write_scripted_model
 
+LAYERS = 12  # of the model that streams: a few hundred tokens a second
 LIMITS = {"interactive_ms": 1000.0, "key_ms_worst": 50.0}
 TYPED = "Typing goes on while an answer streams in, and no key waits for it. " * 2
 KEYS = """() => {
@@ -83,9 +94,10 @@ def interactive(browser: Any, server: MullUp, times: int) -> dict[str, float]:
 
 
 def typing(browser: Any, server: MullUp, streaming: bool) -> dict[str, float]:
-    v = open_page(browser, server, "/")
+    long = {"model": "steady", "settings": {"sampling": {"max_tokens": 60_000}}}
+    path = f"/c/{server.ask('/api/conversations', long)['id']}" if streaming else "/"
+    v = open_page(browser, server, path)
     if streaming:
-        v.model("endless")
         v.ask("Never stop")
         v.answers.last.get_by_text("Round and round").first.wait_for()
     v.page.evaluate(KEYS)
@@ -130,7 +142,16 @@ def main() -> int:
     parser.add_argument("--json", action="store_true")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        server = MullUp(write_home(Path(folder) / "home")).start()
+        home = write_home(Path(folder) / "home")
+        write_scripted_model(
+            home / "models" / "steady",
+            thinking=ROUND_AND_ROUND,
+            answer=ANSWER,
+            endless=True,
+            context=65536,
+            layers=LAYERS,
+        )
+        server = MullUp(home).start()
         browser = playwright.chromium.launch(executable_path=chromium(), args=FLAGS)
         try:
             found = interactive(browser, server, 3 if asked.quick else 9)

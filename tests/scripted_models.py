@@ -27,12 +27,19 @@ _CHAR_OF_BYTE = {byte: char for char, byte in BYTE_OF_CHAR.items()}
 
 
 def write_scripted_model(
-    folder: Path, *, thinking: str | None, answer: str, context: int = 4096, endless: bool = False
+    folder: Path,
+    *,
+    thinking: str | None,
+    answer: str,
+    context: int = 4096,
+    endless: bool = False,
+    layers: int = 2,
 ) -> Path:
     """A model in Hugging Face layout that recites `thinking` (None: it has no thinking), `answer`.
 
     Told to answer at once it begins with the answer. `endless`: its thinking never closes by
     itself, it starts again from its beginning; without a thinking that holds for its answer.
+    More `layers` say the same more slowly.
     """
     thoughts, words = _pieces([f"{thinking or ''}\n" if thinking else "", answer])
     control = [_BEGIN, _END, _USER, _ASSISTANT]
@@ -52,7 +59,9 @@ def write_scripted_model(
         texts.append(blank)
         ids[blank] = len(texts) - 1
         follows += [(line, thoughts[0]), (_CLOSE, blank), (blank, words[0])]
-    _save(folder, texts, [(ids[one], ids[other]) for one, other in follows], control, context)
+    _save(
+        folder, texts, [(ids[one], ids[other]) for one, other in follows], control, context, layers
+    )
     return folder
 
 
@@ -82,7 +91,12 @@ def _byte_level(text: str) -> str:
 
 
 def _save(
-    folder: Path, texts: list[str], follows: list[tuple[int, int]], control: list[str], context: int
+    folder: Path,
+    texts: list[str],
+    follows: list[tuple[int, int]],
+    control: list[str],
+    context: int,
+    layers: int,
 ) -> None:
     config = ModelConfig.from_dict(
         {
@@ -90,7 +104,7 @@ def _save(
             "vocab_size": len(texts),
             "hidden_size": _WIDTH,
             "intermediate_size": 64,
-            "num_hidden_layers": 2,
+            "num_hidden_layers": layers,
             "num_attention_heads": 2,
             "num_key_value_heads": 2,
             "max_position_embeddings": context,

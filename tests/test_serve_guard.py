@@ -179,6 +179,18 @@ def test_every_kind_of_answer_forbids_foreign_content(url: str) -> None:
         assert response.headers["referrer-policy"] == "no-referrer"
 
 
+def test_scripts_go_out_gzipped_to_whoever_takes_that(url: str) -> None:
+    plain = httpx2.get(f"{url}/assets/a.js", headers={"Accept-Encoding": "identity"})
+    squeezed = httpx2.get(f"{url}/assets/a.js", headers={"Accept-Encoding": "br, gzip"})
+    assert "content-encoding" not in plain.headers
+    assert squeezed.headers["content-encoding"] == "gzip"
+    assert squeezed.text == plain.text
+    for response in (plain, squeezed):
+        assert response.headers["vary"] == "Accept-Encoding"
+        assert response.headers["content-type"].startswith("text/javascript")
+        assert "immutable" in response.headers["cache-control"]
+
+
 def test_where_others_may_call_names_are_still_checked() -> None:
     async def asked(host: str) -> int:
         sent: list[Any] = []
