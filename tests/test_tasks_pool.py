@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import threading
 from itertools import cycle, islice
 from pathlib import Path
@@ -179,6 +180,15 @@ def test_threads_take_turns():
     assert list(found.values()) == [expected] * 3
 
 
+@pytest.fixture
+def interruptible():
+    """SIGINT raises KeyboardInterrupt; a shell starts what runs behind it with SIGINT ignored."""
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, previous)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_call_leaves_the_pool_usable(hostile):
     items, expected = answered(20)
     with VerifierPool(1, timeout_s=60) as pool:

@@ -298,6 +298,7 @@ def test_the_status_page_while_answers_are_made(
     v = visit(size=size, language=language, theme=theme)
     v.model(model)
     v.ask("What is 1 + 1/2 + 1/4 + 1/8 + …?")
+    v.page.get_by_text(ROUND_AND_ROUND[:20]).first.wait_for()  # or leaving would take it back
     v.page.goto(v.server.url + "/status")
     decoded = v.page.locator(".tile").filter(has_text=v.t("status.writing")).locator("dd")
     expect(decoded).to_contain_text(re.compile("[1-9]"))
