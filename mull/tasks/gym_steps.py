@@ -274,6 +274,16 @@ def _complex(entry: Entry) -> str | None:
         case "*":
             real = f"{a}*{c}={a * c} {b}*{d}={b * d} {a * c}{-b * d:+d}={a * c - b * d}"
             return f"{real}\n{a}*{d}={a * d} {b}*{c}={b * c} {a * d}{b * c:+d}={a * d + b * c}"
+        case "/":  # by the conjugate of the divisor
+            real = f"{a}*{c}={a * c} {b}*{d}={b * d} {a * c}{b * d:+d}={a * c + b * d}"
+            imaginary = f"{b}*{c}={b * c} {a}*{d}={a * d} {b * c}{-a * d:+d}={b * c - a * d}"
+            norm = c * c + d * d
+            by = f"{c}*{c}={c * c} {d}*{d}={d * d} {c * c}+{d * d}={norm}"
+            quotients = [part // norm for part in (a * c + b * d, b * c - a * d)]
+            return (
+                f"{real}\n{imaginary}\n{by}\n"
+                f"{a * c + b * d}/{norm}={quotients[0]} {b * c - a * d}/{norm}={quotients[1]}"
+            )
     return None
 
 
@@ -298,6 +308,20 @@ def _number_sorting(entry: Entry) -> str | None:
     return "\n".join(lines)
 
 
+def _syllogism(entry: Entry) -> str | None:
+    """The terms numbered as the premises name them, and the conclusion in those numbers."""
+    told = re.findall(r"^\d\. \w+ (\w+) are (?:not )?(\w+)$", entry["question"], re.MULTILINE)
+    asked = re.search(
+        r"follow that:\n(\w+) (\w+) are (not )?(\w+)\?", entry["question"], re.MULTILINE
+    )
+    names = list(dict.fromkeys(name for pair in told for name in pair))
+    if asked is None or not {asked[2], asked[4]} <= set(names):
+        return None
+    numbered = " ".join(f"{index} {name}" for index, name in enumerate(names, 1))
+    subject, predicate = names.index(asked[2]) + 1, names.index(asked[4]) + 1
+    return f"{numbered}\n{asked[1]} {subject} {asked[3] or ''}{predicate}"
+
+
 STEPS: dict[str, Callable[[Entry], str | None]] = {
     "aiw": _siblings,
     "base_conversion": _base_conversion,
@@ -317,5 +341,6 @@ STEPS: dict[str, Callable[[Entry], str | None]] = {
     "simple_equations": _simple_equation,
     "simple_geometry": _simple_geometry,
     "spell_backward": _spell_backward,
+    "syllogism": _syllogism,
     "word_sequence_reversal": _word_sequence_reversal,
 }
