@@ -20,6 +20,7 @@ import weakref
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import settings
 from torch import Tensor
@@ -196,6 +197,11 @@ def running(command: list[str], variant: str) -> Iterator[None]:
 
 
 settings.register_profile("emulated kernels", max_examples=10)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Every so many of them: an emulator takes its time."""
+    items[:] = items[:: int(os.environ.get("MULL_ELSEWHERE_EVERY", "1"))]
 
 
 def pytest_configure() -> None:

@@ -9,8 +9,10 @@ import torch
 from mull.cli import main
 from mull.cli.doctor import find_problems
 from mull.cli.speed import Work
+from mull.kernels import peaks
 from mull.weights import load_catalog
 
+PEAKS = peaks.Peaks(30.0, 100.0, 100.0, 400.0, threads=2)
 REPORT = {
     "store": "store",
     "store_writable": True,
@@ -101,6 +103,7 @@ def test_doctor_exits_1_when_the_store_cannot_be_written(
     (tmp_path / in_the_way).parent.mkdir(exist_ok=True)
     (tmp_path / in_the_way).write_text("a file where the folder should be")
     monkeypatch.setenv("MULL_HOME", str(home))
+    monkeypatch.setattr(peaks, "measure_peaks", lambda: PEAKS)
     assert main(["doctor"]) == 1
     assert "error: the model store" in capfd.readouterr().out
 

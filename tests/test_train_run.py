@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from mull_command import MULL, run_mull
+from mull_command import MULL, run_here, run_mull
 from train_run_parts import (
     RECIPE,
     fingerprint,
@@ -210,7 +210,7 @@ def test_a_folder_that_holds_something_is_left_alone(finished: Path, tmp_path: P
 
 def refused(folder: Path, text: str, *more: str) -> str:
     """What `mull train` says to a recipe, which must be one line and exit code 2."""
-    done = run_mull("train", str(write_recipe(folder, text)), "--out", str(folder / "out"), *more)
+    done = run_here("train", str(write_recipe(folder, text)), "--out", str(folder / "out"), *more)
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     (line,) = done.stderr.splitlines()

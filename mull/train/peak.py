@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 
+from mull.kernels import library
 from mull.kernels.peaks import matmul_gflop_per_s
 
 
@@ -24,6 +27,15 @@ class Peak:
         if precision not in self._measured:
             self._measured[precision] = measure(precision)
         return self._measured[precision]
+
+
+def settled(precision: Literal["auto", "fp32", "bf16"]) -> Literal["fp32", "bf16"]:
+    """What auto means here: without instructions for bfloat16, torch multiplies it at a sixth of
+    the rate of float32 (docs/log.md)."""
+    if precision != "auto":
+        return precision
+    is_native = torch.cuda.is_available() or "avx512bf16" in library.supported()
+    return "bf16" if is_native else "fp32"
 
 
 def measure(precision: str) -> float:

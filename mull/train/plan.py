@@ -16,7 +16,7 @@ from mull.text import Tokenizer
 from mull.train.bill import Bill, Budget
 from mull.train.figures import count, dollars, duration, energy
 from mull.train.flops import step_flops
-from mull.train.peak import Peak
+from mull.train.peak import Peak, settled
 from mull.train.recipe import (
     Distill,
     Evaluate,
@@ -196,7 +196,7 @@ def _cost(recipe: Recipe, stage: StageBase, peak: Peak) -> StageCost:
     if isinstance(stage, Distill) and "://" in stage.teacher:
         sampled = 0  # elsewhere, and on another bill
     sample = _flops(config, sampled, length, is_learning=False)
-    rate = peak.gflop_per_s(stage.precision) * 1e9
+    rate = peak.gflop_per_s(settled(stage.precision)) * 1e9
     seconds = learn / (rate * _UPDATE_SHARE)
     narrow = getattr(stage, "rollout_precision", "fp32") != "fp32"
     rate = peak.gflop_per_s("bf16" if narrow else "fp32") * 1e9
@@ -281,7 +281,8 @@ def _activation_bytes(stage: StageBase, config: ModelConfig) -> int:
     per_token = config.num_hidden_layers * _KEPT_PER_WIDTH
     if stage.checkpointing:
         per_token = config.num_hidden_layers + _KEPT_PER_WIDTH
-    return _pass_tokens(stage) * per_token * config.hidden_size * _KEPT_BYTES[stage.precision]
+    width = config.hidden_size * _KEPT_BYTES[settled(stage.precision)]
+    return _pass_tokens(stage) * per_token * width
 
 
 def _pass_tokens(stage: StageBase) -> int:

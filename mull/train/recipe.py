@@ -148,13 +148,14 @@ class Rewards(Table):
 
 class StageBase(Table):
     """start: the stage whose result this one begins with; None: the one before; "model": the
-    recipe's own model. budget: "20m" or "$2", ends the stage cleanly."""
+    recipe's own model. budget: "20m" or "$2", ends the stage cleanly. precision: of the products;
+    auto: bf16 where this machine multiplies bfloat16 itself, else fp32."""
 
     kind: str
     name: Name
     start: str | None = None
     optimiser: Optimiser = Optimiser()
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
     checkpointing: bool = False
     budget: Budget | None = None
     checkpoint_every: Positive = 100

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mull.train.lora import adapter_state, adapters, load_adapter_state
 from mull.train.models import Opened, refuse_vocabulary
+from mull.train.peak import settled
 from mull.train.recipe import LearnStage, Rl
 from mull.train.routing import Balance
 from mull.train.session import Session, part_of, prefixed
@@ -42,7 +43,7 @@ class Trainee:
             self.model,
             stage.optimiser,
             updates,
-            precision=stage.precision,
+            precision=settled(stage.precision),
             checkpointing=stage.checkpointing,
             mtp_weight=stage.mtp_weight if isinstance(stage, LearnStage) else 0.0,
             balance=Balance() if is_balanced else _STILL,
