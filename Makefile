@@ -38,6 +38,9 @@ bench-peers: .venv-peers/.installed
 setup: $(VENV)/.installed $(VENV)/.model
 setup-dev: $(VENV)/.installed-dev $(VENV)/.model
 
+# The test tools come with the rest where both are asked for: the kernels are then built once.
+INSTALLED := $(VENV)/.installed$(if $(filter test lint bench setup-dev,$(MAKECMDGOALS)),-dev)
+
 $(VENV)/pyvenv.cfg:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "mull needs Python 3.11 or newer: make run PYTHON=python3.11" >&2; exit 2; }
@@ -49,12 +52,12 @@ $(VENV)/.installed: $(VENV)/pyvenv.cfg pyproject.toml $(NATIVE)
 	@$(PIP) install -qq --editable . >&2
 	@touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
-	@echo "mull: installing the test tools" >&2
+$(VENV)/.installed-dev: $(VENV)/pyvenv.cfg pyproject.toml $(NATIVE)
+	@echo "mull: installing dependencies and test tools, building the native kernels (minutes, once)" >&2
 	@$(PIP) install -qq --editable '.[dev]' >&2
-	@touch $@
+	@touch $(VENV)/.installed $@
 
-$(VENV)/.model: $(VENV)/.installed
+$(VENV)/.model: $(INSTALLED)
 	@echo "mull: fetching the default model, SmolLM2-135M-Instruct (98 MB, Apache-2.0)" >&2
 	@$(BIN)/mull pull smollm2-135m >&2
 	@touch $@
