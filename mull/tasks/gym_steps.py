@@ -38,7 +38,11 @@ def _reduce(node: ast.expr, lines: list[str]) -> int | None:
             return value
         case ast.UnaryOp(op=ast.USub(), operand=operand):
             inner = _reduce(operand, lines)
-            return None if inner is None else -inner
+            if inner is None:
+                return None
+            if not isinstance(operand, ast.Constant):
+                lines.append(f"-({inner})={-inner}")
+            return -inner
         case ast.BinOp(left=left, op=op, right=right):
             a, b = _reduce(left, lines), _reduce(right, lines)
             if a is None or b is None:
@@ -65,26 +69,31 @@ def _operate(a: int, op: ast.operator, b: int, lines: list[str]) -> int | None:
 
 
 def _signed_sum(a: int, b: int) -> str:
-    """`a+b: digits result`: magnitudes are added if the signs agree, else the smaller is taken
-    from the larger."""
+    """`a+b: sign digits result`: magnitudes are added if the signs agree, else the smaller is
+    taken from the larger."""
     width = len(str(max(abs(a), abs(b))))
     large, small = max(abs(a), abs(b)), min(abs(a), abs(b))
     has_one_sign = (a < 0) == (b < 0)
     digits = add(large, small, width + 1) if has_one_sign else subtract(large, small, width)
-    return f"{a}{b:+d}: {digits} {a + b}"
+    return f"{a}{b:+d}: {_sign(a + b)} {digits} {a + b}"
 
 
 def _product(a: int, b: int) -> str:
     large, small = max(abs(a), abs(b)), min(abs(a), abs(b))
-    return f"{a}*{b}: {multiplication_steps(large, small)}" + (f"\n{a * b}" if a * b < 0 else "")
+    steps = multiplication_steps(large, small)
+    return f"{a}*{b}: {_sign(a * b)} {steps}" + (f"\n{a * b}" if a * b < 0 else "")
+
+
+def _sign(value: int) -> str:
+    return "-" if value < 0 else "+"
 
 
 def _decimal_chain(entry: Entry) -> str | None:
-    """Running sum, every number written in units of the last decimal place."""
+    """How many decimals, then the running sum, every number in units of the last place."""
     first, *rest = entry["metadata"]["expression"].split()
     places = max(len(part.partition(".")[2]) for part in [first, *rest])
     total = _scaled(first, places)
-    lines = []
+    lines = [f"{places} {total}"]
     for operator, number in zip(rest[::2], rest[1::2], strict=True):
         step = _scaled(number, places) * (1 if operator == "+" else -1)
         lines.append(_signed_sum(total, step))
@@ -145,7 +154,7 @@ def _base_conversion(entry: Entry) -> str | None:
 
 
 def _letter_counting(entry: Entry) -> str:
-    """A line per word, the letters with the count so far."""
+    """A line per word: the letter sought, the word, its letters with the count so far."""
     letter = entry["metadata"]["target_letter"]
     count = 0
     lines = []
@@ -154,7 +163,7 @@ def _letter_counting(entry: Entry) -> str:
         for char in word.lower():
             count += char == letter
             counted.append(f"{char}{count}")
-        lines.append(" ".join(counted))
+        lines.append(f"{letter} {word}: {' '.join(counted)}")
     return "\n".join(lines)
 
 
@@ -264,27 +273,34 @@ def _simple_geometry(entry: Entry) -> str | None:
 
 
 def _complex(entry: Entry) -> str | None:
+    """The four parts, then real and imaginary part; division by the conjugate of the divisor."""
     metadata = entry["metadata"]
     (a, b), (c, d) = ([int(part) for part in metadata[name]] for name in ("num1", "num2"))
+    lines = [f"{a} {b} {c} {d}"]
     match metadata["operation"]:
         case "+":
-            return f"{a}{c:+d}={a + c}\n{b}{d:+d}={b + d}"
+            lines += [_signed_sum(a, c), _signed_sum(b, d)]
         case "-":
-            return f"{a}{-c:+d}={a - c}\n{b}{-d:+d}={b - d}"
+            lines += [_signed_sum(a, -c), _signed_sum(b, -d)]
         case "*":
-            real = f"{a}*{c}={a * c} {b}*{d}={b * d} {a * c}{-b * d:+d}={a * c - b * d}"
-            return f"{real}\n{a}*{d}={a * d} {b}*{c}={b * c} {a * d}{b * c:+d}={a * d + b * c}"
-        case "/":  # by the conjugate of the divisor
-            real = f"{a}*{c}={a * c} {b}*{d}={b * d} {a * c}{b * d:+d}={a * c + b * d}"
-            imaginary = f"{b}*{c}={b * c} {a}*{d}={a * d} {b * c}{-a * d:+d}={b * c - a * d}"
+            lines += _two_products(a, c, b, d, -1)
+            lines += _two_products(a, d, b, c, 1)
+        case "/":
+            lines += _two_products(a, c, b, d, 1)
+            lines += _two_products(b, c, a, d, -1)
+            lines += _two_products(c, c, d, d, 1)
             norm = c * c + d * d
-            by = f"{c}*{c}={c * c} {d}*{d}={d * d} {c * c}+{d * d}={norm}"
-            quotients = [part // norm for part in (a * c + b * d, b * c - a * d)]
-            return (
-                f"{real}\n{imaginary}\n{by}\n"
-                f"{a * c + b * d}/{norm}={quotients[0]} {b * c - a * d}/{norm}={quotients[1]}"
-            )
-    return None
+            for part in (a * c + b * d, b * c - a * d):
+                lines.append(f"{part}/{norm}={part // norm}")
+        case _:
+            return None
+    return "\n".join(lines)
+
+
+def _two_products(a: int, b: int, c: int, d: int, sign: int) -> list[str]:
+    """a*b + sign*c*d, the products from memory."""
+    products = f"{a}*{b}={a * b} {c}*{d}={c * d}"
+    return [products, _signed_sum(a * b, sign * c * d)]
 
 
 def _siblings(entry: Entry) -> str | None:
@@ -306,6 +322,20 @@ def _number_sorting(entry: Entry) -> str | None:
         left.remove(number)
         lines.append(" ".join([f"{number};", *left]))
     return "\n".join(lines)
+
+
+def _family(entry: Entry) -> str | None:
+    """family_relationships: who is asked about, and their numbers in the order of the story."""
+    story, _, asked = entry["question"].partition("\n\n")
+    relation = entry["metadata"]
+    names = list(dict.fromkeys(re.findall(r"\b[A-Z][a-z]+\b", story)))
+    members = [name for name in names if name != "They"]
+    first, second = relation["person1"], relation["person2"]
+    if {first, second} - set(members) or first not in asked or second not in asked:
+        return None
+    numbered = " ".join(f"{index} {name}" for index, name in enumerate(members, 1))
+    at = (members.index(first) + 1, members.index(second) + 1)
+    return f"{numbered}\n{first} {at[0]} {second} {at[1]}"
 
 
 def _syllogism(entry: Entry) -> str | None:
@@ -331,6 +361,7 @@ STEPS: dict[str, Callable[[Entry], str | None]] = {
     "complex_arithmetic": _complex,
     "count_bits": _count_bits,
     "decimal_chain_sum": _decimal_chain,
+    "family_relationships": _family,
     "fraction_simplification": _fraction,
     "gcd": _gcd,
     "lcm": _lcm,
