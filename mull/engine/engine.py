@@ -21,9 +21,10 @@ from mull.engine.cache import PagedCache, choose_num_blocks
 from mull.engine.counters import Counters
 from mull.engine.mtp import Fork, MtpDrafter
 from mull.engine.paged import BlockTables, PagedSequences
+from mull.engine.prompt_logprobs import read_prompts
 from mull.engine.reply import Reply
 from mull.engine.request import Event, Request, TokenLogprob
-from mull.engine.sampler import sample, token_logprobs
+from mull.engine.sampler import sample
 from mull.engine.scheduler import Chunk, Scheduler
 from mull.engine.sequence import Sequence
 from mull.engine.speculation import Mode, Speculation, choose_mode
@@ -33,9 +34,6 @@ from mull.model.transformer import CausalLM
 from mull.text.stream import StreamParser
 from mull.text.templates import ChatTemplate
 from mull.text.tokenizer import Tokenizer
-
-# Rows of logits at a time where a prompt's own likelihood is asked for: all would not fit.
-PROMPT_ROWS = 64
 
 
 class Turn(NamedTuple):
@@ -251,7 +249,7 @@ class Engine:
         paged = PagedSequences(chunks, self.cache, self._tables)
         hidden_TD = self.model(paged.ids_T, paged)
         logits_RV = self._logits(chunks, hidden_TD)
-        self._read_prompts(chunks, hidden_TD)
+        read_prompts(chunks, hidden_TD, self.model, vocabulary=self.vocabulary)
         self._count(chunks)
         for chunk in chunks:
             self.scheduler.computed(chunk)
@@ -300,26 +298,6 @@ class Engine:
         if len(wanted) < len(hidden_TD):
             hidden_TD = hidden_TD[torch.tensor(wanted, device=hidden_TD.device)]
         return self.model.logits(hidden_TD)[:, : self.vocabulary]
-
-    def _read_prompts(self, chunks: list[Chunk], hidden_TD: Tensor) -> None:
-        """How likely the prompts' own tokens are, for those who want to know."""
-        row = 0
-        for chunk in chunks:
-            seq, start = chunk.seq, row - chunk.start
-            row += chunk.rows
-            if seq.prompt_tops is None:
-                continue
-            # Position i tells of token i + 1; after a preemption some are known already.
-            known, end = len(seq.prompt_logprobs), chunk.start + chunk.count
-            wanted = range(max(known - 1, chunk.start), min(end, seq.prompt_length - 1))
-            for first in wanted[::PROMPT_ROWS]:
-                positions = range(first, min(first + PROMPT_ROWS, wanted.stop))
-                chosen = [seq.token_ids[position + 1] for position in positions]
-                width = max(self.vocabulary, *(token + 1 for token in chosen))
-                hidden_RD = hidden_TD[start + first : start + positions.stop]
-                logits_RV = self.model.logits(hidden_RD)[:, :width]
-                tops = [seq.prompt_tops] * len(chosen)
-                seq.prompt_logprobs += token_logprobs(logits_RV, chosen, tops)
 
     def _count(self, chunks: list[Chunk]) -> None:
         self._steps += 1
