@@ -83,7 +83,8 @@ class _Image:
         return self.put(struct.pack(f"<{self.layers}q", *(self.reach(p or 0) for p in pointers)))
 
     def struct(self, value: Any) -> int:
-        self.layers = getattr(value, "num_layers", self.layers)
+        stack = getattr(value, "stack", value)
+        self.layers = getattr(stack, "num_layers", self.layers)
         return self.put(self.set_anew(value))
 
     def set_anew(self, value: Any) -> bytes:
@@ -97,7 +98,8 @@ class _Image:
             elif kind is ctypes.c_void_p and field:
                 raw[at : at + 8] = struct.pack("<q", self.reach(field))
             elif isinstance(field, ctypes._Pointer) and field:
-                items = (kind._type_ * self.layers).from_address(ctypes.addressof(field.contents))
+                count = self.layers if name == "layers" else 1
+                items = (kind._type_ * count).from_address(ctypes.addressof(field.contents))
                 raw[at : at + 8] = struct.pack("<q", self.put(self.set_anew(items)))
         return bytes(raw)
 

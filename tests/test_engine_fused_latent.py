@@ -334,7 +334,7 @@ def test_no_original_weight_is_kept() -> None:
     fused = prepare(model, precision="fp32", device=CPU)
     tensors = {t.data_ptr(): t.nbytes for t in (*fused.parameters(), *fused.buffers())}
     # A few panels are filled up with zeros.
-    assert held <= sum(tensors.values()) < 1.01 * held
+    assert held <= sum(tensors.values()) < 1.02 * held
     assert not any(isinstance(module, nn.Linear) for module in fused.modules())
 
 

@@ -73,6 +73,10 @@ class PagedCache:
     def value_pointers(self) -> ctypes.Array[ctypes.c_void_p]:
         return _addresses(self.values)
 
+    @cached_property
+    def latent_pointers(self) -> ctypes.Array[ctypes.c_void_p]:
+        return _addresses(self.latents)
+
     @property
     def bytes(self) -> int:
         return self.data.numel() * self.data.element_size()

@@ -1,8 +1,8 @@
 """All decoder layers of a grouped-query, dense model as one module that runs in native code.
 
-Takes the place of `model.layers`: one call computes every layer and the final norm on the paged
-cache. With any other Sequences it computes the halves of each layer natively and leaves the
-attention between them to `seqs.attend`.
+One call computes embedding, every layer and the final norm on the paged cache. With any other
+Sequences it computes the halves of each layer natively and leaves the attention between them to
+`seqs.attend`.
 `T new tokens (packed) · H query heads · G key heads · d head width · D model`.
 """
 
@@ -13,15 +13,22 @@ import ctypes
 import torch
 from torch import Tensor, nn
 
+from mull.engine.native_step import (
+    NativeStep,
+    native_library,
+    native_step,
+    point_to_cache,
+    tables_of,
+)
 from mull.engine.packing import Fill, address, already_filled, norm_weight, take_packed
 from mull.engine.paged import PagedSequences
 from mull.errors import KernelError
-from mull.kernels import library
-from mull.kernels.attention import paging
+from mull.kernels import PackedLinear, library
 from mull.model.attention import Attention
 from mull.model.config import ModelConfig
 from mull.model.decoder import DecoderLayer
 from mull.model.layers import GatedMLP, RMSNorm
+from mull.model.rope import Rope
 from mull.model.sequences import Sequences
 
 
@@ -69,7 +76,7 @@ class FusedLayer(nn.Module):
 
 
 class FusedLayers(nn.Module):
-    """Every layer and the final norm; called like one DecoderLayer. The residual is float32."""
+    """Every layer and the final norm. The residual is float32."""
 
     final_norm: Tensor
 
@@ -111,38 +118,30 @@ class FusedLayers(nn.Module):
             raise KernelError("the fused layers were used before they were filled and bound")
         return self._stack
 
-    def forward(self, x_TD: Tensor, seqs: Sequences, rope: tuple[Tensor, Tensor]) -> Tensor:
-        x_TD = x_TD.detach().to(torch.float32, copy=True).contiguous()
-        cos, sin = (part.float().contiguous() for part in rope)
-        step = library.Step(cos=cos.data_ptr(), sin=sin.data_ptr(), rows=len(x_TD))
+    def forward(
+        self, ids_T: Tensor, seqs: Sequences, embedding: PackedLinear, rope: Rope
+    ) -> Tensor:
+        """-> [T, D] float32; keys and values of the new tokens go to the cache."""
+        step = native_step(ids_T, seqs, embedding, rope)
         if isinstance(seqs, PagedSequences):
-            self._run(x_TD, seqs, step)
-        else:
-            self._run_around(x_TD, seqs, step)
-        return x_TD
+            return self._run(seqs, step)
+        return self._run_around(embedding.rows(ids_T), seqs, step)
 
-    def _run(self, x_TD: Tensor, seqs: PagedSequences, step: library.Step) -> None:
-        """x_TD in place; keys and values of the new tokens go to the cache."""
+    def _run(self, seqs: PagedSequences, step: NativeStep) -> Tensor:
         cache = seqs.cache
-        if cache.dtype not in library.CACHE_KINDS:
-            raise KernelError(f"the native cache is float32, bfloat16 or int8, not {cache.dtype}")
-        tables = (seqs.block_table_BM, seqs.query_starts_B1, seqs.context_B)
-        step.slots = seqs.slots_T.data_ptr()
+        point_to_cache(step, tables_of(seqs), cache.keys[0])
         step.key_cache = ctypes.addressof(cache.key_pointers)
         step.value_cache = ctypes.addressof(cache.value_pointers)
-        step.paging = paging(*tables, cache_NS=cache.keys[0])
-        step.cache_kind = library.CACHE_KINDS[cache.dtype]
+        x_TD = torch.empty(step.rows, self.hidden)
         library.check(
-            _lib().mull_stack(
-                ctypes.byref(self.stack),
-                ctypes.byref(step),
-                x_TD.data_ptr(),
-                library.threads(),
+            native_library().mull_stack(
+                ctypes.byref(self.stack), ctypes.byref(step), x_TD.data_ptr(), library.threads()
             )
         )
+        return x_TD
 
-    def _run_around(self, x_TD: Tensor, seqs: Sequences, step: library.Step) -> None:
-        lib, rows, d = _lib(), len(x_TD), self.head_dim
+    def _run_around(self, x_TD: Tensor, seqs: Sequences, step: NativeStep) -> Tensor:
+        lib, rows, d = native_library(), len(x_TD), self.head_dim
         heads = (self.heads, self.kv_heads, self.kv_heads)
         stack, one_step, threads = ctypes.byref(self.stack), ctypes.byref(step), library.threads()
         for layer in range(len(self.layers)):
@@ -159,16 +158,9 @@ class FusedLayers(nn.Module):
                     stack, layer, one_step, out_THd.data_ptr(), x_TD.data_ptr(), threads
                 )
             )
-        x_TD.copy_(_final_norm(x_TD, self.final_norm, self.eps))
+        return _final_norm(x_TD, self.final_norm, self.eps)
 
 
 def _final_norm(x_TD: Tensor, weight_D: Tensor | None, eps: float) -> Tensor:
     assert weight_D is not None
     return nn.functional.rms_norm(x_TD, weight_D.shape, weight_D, eps)
-
-
-def _lib() -> ctypes.CDLL:
-    lib = library.library()
-    if lib is None:
-        raise KernelError("fused layers need the native kernels: load the model again without them")
-    return lib

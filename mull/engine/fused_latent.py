@@ -10,16 +10,23 @@ n, v unroped key and value width of a head · c = K + roped width`.
 from __future__ import annotations
 
 import ctypes
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mull.engine.native_step import (
+    NativeStep,
+    native_library,
+    native_step,
+    point_to_cache,
+    tables_of,
+)
 from mull.engine.packing import Fill, address, already_filled, norm_weight, take_packed
 from mull.engine.paged import PagedSequences
 from mull.errors import KernelError
 from mull.kernels import PackedLinear, library
-from mull.kernels.attention import paging
 from mull.kernels.layout import PANEL
 from mull.model.config import ModelConfig
 from mull.model.decoder import DecoderLayer
@@ -27,13 +34,17 @@ from mull.model.layers import GatedMLP, RMSNorm
 from mull.model.mla import LatentAttention
 from mull.model.moe import MixtureOfExperts, Router
 from mull.model.mtp import NextTokenModule
-from mull.model.rope import latent_softmax_scale
+from mull.model.rope import Rope, latent_softmax_scale
 from mull.model.sequences import PackedSequences, Sequences
+
+if TYPE_CHECKING:
+    from mull.engine.fused_decoder import FusedDecoder
 
 _UNIT = 32  # expert widths are padded to a multiple of it, see native/moe.h
 _SCORING = {"softmax": 0, "sigmoid": 1}
 _GROUP_RULES = {"group_limited_greedy": 1, "noaux_tc": 2}
 _OWN_BLOCK = 16
+_POINTER_BYTES = ctypes.sizeof(ctypes.c_void_p)
 
 
 class FusedLatentLayer(nn.Module):
@@ -89,7 +100,7 @@ class FusedLatentLayer(nn.Module):
 
 
 class FusedLatentLayers(nn.Module):
-    """Layers `first_layer` and following, and a final norm; called like one DecoderLayer.
+    """Layers `first_layer` and following, and a final norm.
 
     The residual is float32.
     """
@@ -138,40 +149,42 @@ class FusedLatentLayers(nn.Module):
             raise KernelError("the fused layers were used before they were filled and bound")
         return self._stack
 
-    def forward(self, x_TD: Tensor, seqs: Sequences, rope: tuple[Tensor, Tensor]) -> Tensor:
-        """x_TD -> [T, D] float32; the new tokens' latents go to the cache."""
-        x_TD = x_TD.detach().to(torch.float32, copy=True).contiguous()
-        cos, sin = (part.float().contiguous() for part in rope)
-        tables: tuple[Tensor, ...]
-        if isinstance(seqs, PagedSequences):
-            tables = (seqs.slots_T, seqs.block_table_BM, seqs.query_starts_B1, seqs.context_B)
-            last = self.first_layer + len(self.layers)
-            latents = seqs.cache.latents[self.first_layer : last]
-        elif isinstance(seqs, PackedSequences):
-            tables, own = _own_cache(seqs.lengths, self.config.latent_dim)
-            latents = [own] * len(self.layers)
-        else:
-            raise KernelError(f"fused layers cannot attend over {type(seqs).__name__}")
-        slots, *paged = tables
-        step = library.Step(
-            cos=cos.data_ptr(),
-            sin=sin.data_ptr(),
-            slots=slots.data_ptr(),
-            paging=paging(*paged, cache_NS=latents[0]),
-            rows=len(x_TD),
-            cache_kind=_cache_kind(latents[0].dtype),
-        )
-        pointers = (ctypes.c_void_p * len(latents))(*(latent.data_ptr() for latent in latents))
-        step.key_cache = ctypes.cast(pointers, ctypes.c_void_p)
-        lib, stack = _lib(), ctypes.byref(self.stack)
+    def forward(
+        self, ids_T: Tensor, seqs: Sequences, embedding: PackedLinear, rope: Rope
+    ) -> Tensor:
+        """-> [T, D] float32; the new tokens' latents go to the cache."""
+        step = native_step(ids_T, seqs, embedding, rope)
+        kept = self.point(step, seqs)
+        x_TD = torch.empty(step.rows, self.config.hidden_size)
         library.check(
-            lib.mull_latent_stack(stack, ctypes.byref(step), x_TD.data_ptr(), library.threads())
+            native_library().mull_latent_stack(
+                ctypes.byref(self.stack), ctypes.byref(step), x_TD.data_ptr(), library.threads()
+            )
         )
+        del kept
         return x_TD
+
+    def point(self, step: NativeStep, seqs: Sequences) -> object:
+        """Point the step to these layers' cache; what is returned must outlive its use."""
+        if isinstance(seqs, PagedSequences):
+            point_to_cache(step, tables_of(seqs), seqs.cache.latents[0])
+            pointers = seqs.cache.latent_pointers
+            step.key_cache = ctypes.addressof(pointers) + self.first_layer * _POINTER_BYTES
+            return pointers
+        if not isinstance(seqs, PackedSequences):
+            raise KernelError(f"fused layers cannot attend over {type(seqs).__name__}")
+        tables, own = _own_cache(seqs.lengths, self.config.latent_dim)
+        point_to_cache(step, tables, own)
+        pointers = (ctypes.c_void_p * len(self.layers))(*[own.data_ptr()] * len(self.layers))
+        step.key_cache = ctypes.addressof(pointers)
+        return own, pointers
 
 
 class FusedNextToken(nn.Module):
     """One depth of multi-token prediction, called like the NextTokenModule it takes apart."""
+
+    token_norm: Tensor
+    hidden_norm: Tensor
 
     def __init__(
         self,
@@ -182,8 +195,9 @@ class FusedNextToken(nn.Module):
         fill: Fill = already_filled,
     ) -> None:
         super().__init__()
-        self.enorm, self.hnorm = module.enorm, module.hnorm
-        self.eh_proj = take_packed(module, ("eh_proj",), kind, fill)
+        self.register_buffer("token_norm", norm_weight(module.enorm, fill))
+        self.register_buffer("hidden_norm", norm_weight(module.hnorm, fill))
+        self.join = take_packed(module, ("eh_proj",), kind, fill)
         self.layers = FusedLatentLayers(
             config,
             [FusedLatentLayer(module, kind, fill)],
@@ -191,17 +205,38 @@ class FusedNextToken(nn.Module):
             fill,
             first_layer=config.num_hidden_layers + depth,
         )
+        self._native: library.NextToken | None = None
+
+    def bind(self) -> None:
+        """As FusedLayers.bind."""
+        self._native = library.NextToken(
+            token_norm=address(self.token_norm),
+            hidden_norm=address(self.hidden_norm),
+            join=self.join.native,
+            stack=self.layers.stack,
+        )
 
     def forward(
-        self,
-        hidden_TD: Tensor,
-        embedded_TD: Tensor,
-        seqs: Sequences,
-        rope: tuple[Tensor, Tensor],
+        self, hidden_TD: Tensor, next_ids_T: Tensor, seqs: Sequences, decoder: FusedDecoder
     ) -> Tensor:
-        """hidden_TD: of the depth before; embedded_TD: of the next token -> [T, D] float32."""
-        normed = self.enorm(embedded_TD.float()), self.hnorm(hidden_TD.float())
-        return self.layers(self.eh_proj(torch.cat(normed, dim=-1)), seqs, rope)
+        """hidden_TD: of the depth before; next_ids_T: the tokens that follow -> [T, D] float32."""
+        if self._native is None:
+            raise KernelError("the fused module was used before it was filled and bound")
+        hidden_TD = hidden_TD.float().contiguous()
+        step = native_step(next_ids_T, seqs, decoder.embed_tokens.head, decoder.rope)
+        kept = self.layers.point(step, seqs)
+        x_TD = torch.empty_like(hidden_TD)
+        library.check(
+            native_library().mull_next_token(
+                ctypes.byref(self._native),
+                ctypes.byref(step),
+                hidden_TD.data_ptr(),
+                x_TD.data_ptr(),
+                library.threads(),
+            )
+        )
+        del kept
+        return x_TD
 
 
 def _routing(config: ModelConfig) -> library.Routing:
@@ -218,7 +253,9 @@ def _routing(config: ModelConfig) -> library.Routing:
     )
 
 
-def _own_cache(lengths: list[int], width: int) -> tuple[tuple[Tensor, ...], Tensor]:
+def _own_cache(
+    lengths: list[int], width: int
+) -> tuple[tuple[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """(slots, block table, query starts, context) and one layer's latents for whole sequences."""
     blocks = [-(-length // _OWN_BLOCK) for length in lengths]
     firsts = [sum(blocks[:b]) for b in range(len(blocks))]
@@ -288,16 +325,3 @@ def _padded(x_HNK: Tensor, *, rows: int) -> Tensor:
 
 def _up_to(size: int, multiple: int) -> int:
     return -(-size // multiple) * multiple
-
-
-def _cache_kind(dtype: torch.dtype) -> int:
-    if dtype not in library.CACHE_KINDS:
-        raise KernelError(f"the native cache is float32, bfloat16 or int8, not {dtype}")
-    return library.CACHE_KINDS[dtype]
-
-
-def _lib() -> ctypes.CDLL:
-    lib = library.library()
-    if lib is None:
-        raise KernelError("fused layers need the native kernels: load the model again without them")
-    return lib

@@ -23,7 +23,7 @@ from torch import Tensor
 from mull.engine.cache import PagedCache
 from mull.engine.guess_rates import GuessRates
 from mull.engine.paged import PagedSequences
-from mull.engine.sampler import choose
+from mull.engine.sampler import choose_surely
 from mull.engine.scheduler import Chunk
 from mull.engine.sequence import Sequence
 from mull.engine.step_costs import StepCosts
@@ -176,13 +176,12 @@ class MtpDrafter:
         """Add to each sequence's guesses what it would draw if the module were the model: with its
         own filters and its own random number, so that the two differ as seldom as they can."""
         logits_BV = self.model.logits(out_BD)[:, : self._vocabulary]
-        sureness_B = (logits_BV.amax(-1) - logits_BV.logsumexp(-1)).exp().tolist()
         found = [self._guesses[seq] for seq in seqs]
         try:
-            tokens = choose(logits_BV, seqs, [guesses.tokens for guesses in found])
+            tokens, chances = choose_surely(logits_BV, seqs, [guesses.tokens for guesses in found])
         except ModelError:
             return  # damaged weights of the module: it has nothing to say
-        for guesses, token, sureness, row_D in zip(found, tokens, sureness_B, out_BD, strict=True):
+        for guesses, token, sureness, row_D in zip(found, tokens, chances, out_BD, strict=True):
             kind = self.rates.kind(len(guesses.tokens), sureness)
             before = guesses.chances[-1] if guesses.chances else 1.0
             guesses.tokens.append(token)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mull import kernels
 from mull.engine.fused import FusedLayer, FusedLayers
+from mull.engine.fused_decoder import FusedDecoder, PackedEmbedding
 from mull.engine.fused_latent import FusedLatentLayer, FusedLatentLayers, FusedNextToken
 from mull.engine.packing import Fill, already_filled, bind, take_packed
 from mull.errors import RequestError
@@ -33,18 +34,6 @@ PRECISIONS = {
 QUANTISED = ("q8", "q4")
 # kv_b_proj is also read as a matrix: the absorbed form of MLA folds it into query and output.
 _READ_AS_MATRIX = ("kv_b_proj",)
-
-
-class PackedEmbedding(nn.Module):
-    """Token embedding read out of packed rows: those of the head where the model ties the two."""
-
-    def __init__(self, rows: PackedLinear, dtype: torch.dtype) -> None:
-        super().__init__()
-        self.head = rows
-        self.dtype = dtype
-
-    def forward(self, ids_T: Tensor) -> Tensor:
-        return self.head.rows(ids_T).to(self.dtype)
 
 
 def is_packed(precision: str, device: torch.device) -> bool:
@@ -68,12 +57,11 @@ def prepare(
         raise RequestError(f"precision {precision} runs on the CPU only: use bf16 on {device.type}")
     model.requires_grad_(False).eval()
     if is_packed(precision, device):
-        residual = dtype
         if kernels.native_available() and (model.config.is_mla or not model.config.is_moe):
             _fuse(model, precision, fill)
-            residual = torch.float32
-        _pack_head(model, precision, residual, fill)
-        _pack_linears(model, precision, fill)
+        else:
+            _pack_embedding_and_head(model, precision, dtype, fill)
+            _pack_linears(model, precision, fill)
     _convert(model, dtype, device, fill)
     if not any(tensor.is_meta for tensor in model.state_dict().values()):
         bind(model)
@@ -98,7 +86,7 @@ def _moved(tensor: Tensor, device: torch.device) -> Tensor:
 def _fuse(model: CausalLM, kind: str, fill: Fill) -> None:
     decoder = model.model
     assert isinstance(decoder.norm, RMSNorm)
-    stack: nn.Module
+    stack: FusedLayers | FusedLatentLayers
     if model.config.is_mla:
         latent = [FusedLatentLayer(layer, kind, fill) for layer in _taken(decoder.layers)]
         stack = FusedLatentLayers(model.config, latent, decoder.norm, fill)
@@ -108,8 +96,8 @@ def _fuse(model: CausalLM, kind: str, fill: Fill) -> None:
     else:
         fused = [FusedLayer(layer, kind, fill) for layer in _taken(decoder.layers)]
         stack = FusedLayers(model.config, fused, decoder.norm, fill)
-    decoder.layers = nn.ModuleList([stack])
-    decoder.norm = nn.Identity()  # type: ignore[assignment]
+    embedding = _pack_embedding_and_head(model, kind, torch.float32, fill)
+    model.model = FusedDecoder(embedding, stack, decoder.rope)  # type: ignore[assignment]
 
 
 def _taken(layers: nn.ModuleList) -> Iterator[DecoderLayer]:
@@ -120,22 +108,24 @@ def _taken(layers: nn.ModuleList) -> Iterator[DecoderLayer]:
         yield layer
 
 
-def _pack_head(model: CausalLM, precision: str, residual: torch.dtype, fill: Fill) -> None:
+def _pack_embedding_and_head(
+    model: CausalLM, precision: str, residual: torch.dtype, fill: Fill
+) -> PackedEmbedding:
     # Four bits of the head alone cost more quality than of all layers together.
     kind = "q8" if precision == "q4" else precision
     decoder, tied = model.model, model.config.tie_word_embeddings
-    if tied:
-        # The embedding holds the same tensor: let go of it first, so that only one copy is left.
-        decoder.embed_tokens = nn.Identity()  # type: ignore[assignment]
-    elif precision in QUANTISED:
+    rows: PackedLinear | None = None
+    if not tied:
         fill(decoder.embed_tokens)
         rows = PackedLinear.pack(decoder.embed_tokens.weight, None, kind)
-        decoder.embed_tokens = PackedEmbedding(rows, residual)  # type: ignore[assignment]
+    # Tied, it holds the head's own tensor: let go of it first, so that only one copy is left.
+    decoder.embed_tokens = nn.Identity()  # type: ignore[assignment]
     head = take_packed(model, ("lm_head",), kind, fill)
     head.out_dtype = torch.float32
     model.lm_head = head  # type: ignore[assignment]
-    if tied:
-        decoder.embed_tokens = PackedEmbedding(head, residual)  # type: ignore[assignment]
+    embedding = PackedEmbedding(head if rows is None else rows, residual)
+    decoder.embed_tokens = embedding  # type: ignore[assignment]
+    return embedding
 
 
 def _pack_linears(model: CausalLM, kind: str, fill: Fill) -> None:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mull import kernels
 from mull.engine.grammar import apply_masks
 from mull.engine.request import TokenLogprob
 from mull.engine.sequence import Sequence
@@ -53,6 +54,8 @@ def sample(
 def choose(logits_BV: Tensor, seqs: Rows[Sequence], drafted: Rows[Rows[int]]) -> list[int]:
     """As `sample`, without log-probabilities."""
     adjust(logits_BV, seqs, drafted)
+    if _is_for_native(logits_BV, seqs):
+        return _draw_natively(logits_BV, seqs, drafted)[0]
     drawn = [i for i, seq in enumerate(seqs) if not seq.sampling.is_greedy]
     if len(drawn) == len(seqs):
         return draw(logits_BV, seqs, drafted)
@@ -62,6 +65,38 @@ def choose(logits_BV: Tensor, seqs: Rows[Sequence], drafted: Rows[Rows[int]]) ->
         for i, token in zip(drawn, rows, strict=True):
             tokens[i] = token
     return tokens
+
+
+def choose_surely(
+    logits_BV: Tensor, seqs: Rows[Sequence], drafted: Rows[Rows[int]]
+) -> tuple[list[int], list[float]]:
+    """As `choose`; also how much of each row's probability its likeliest token has."""
+    if _is_for_native(logits_BV, seqs):
+        adjust(logits_BV, seqs, drafted)
+        return _draw_natively(logits_BV, seqs, drafted, tell_chances=True)
+    sureness_B = (logits_BV.amax(-1) - logits_BV.logsumexp(-1)).exp()
+    return choose(logits_BV, seqs, drafted), sureness_B.tolist()
+
+
+def _is_for_native(logits_BV: Tensor, seqs: Rows[Sequence]) -> bool:
+    """Filters are torch's, and so is every row beside one that has some."""
+    filters = (seq.sampling.has_filters and not seq.sampling.is_greedy for seq in seqs)
+    return kernels.can_draw(logits_BV) and not any(filters)
+
+
+def _draw_natively(
+    logits_BV: Tensor,
+    seqs: Rows[Sequence],
+    drafted: Rows[Rows[int]],
+    *,
+    tell_chances: bool = False,
+) -> tuple[list[int], list[float]]:
+    inverses = [0.0 if seq.sampling.is_greedy else 1.0 / seq.sampling.temperature for seq in seqs]
+    noise = _noise(seqs, drafted) if any(inverses) else [0.0] * len(seqs)
+    tokens, sureness = kernels.draw(logits_BV, inverses, noise, tell_chances=tell_chances)
+    if min(tokens) < 0:
+        raise _damage()
+    return tokens, sureness
 
 
 def greedy(logits_BV: Tensor) -> list[int]:
@@ -81,10 +116,14 @@ def greedy(logits_BV: Tensor) -> list[int]:
 def _refuse_damage(best: list[float]) -> None:
     """The rows' largest logits: a NaN anywhere in a row shows in them."""
     if not all(map(isfinite, best)):
-        raise ModelError(
-            "the model computed a logit that is no finite number: its weights are damaged "
-            "(mull pull NAME checks and mends them), or its numbers need --precision fp32"
-        )
+        raise _damage()
+
+
+def _damage() -> ModelError:
+    return ModelError(
+        "the model computed a logit that is no finite number: its weights are damaged "
+        "(mull pull NAME checks and mends them), or its numbers need --precision fp32"
+    )
 
 
 def uniform(seed: int, index: int, position: int) -> float:
@@ -150,15 +189,18 @@ def _seen(seq: Sequence, drafted: Rows[int]) -> dict[int, int]:
     return seen
 
 
+def _noise(seqs: Rows[Sequence], drafted: Rows[Rows[int]]) -> list[float]:
+    return [
+        uniform(seq.seed, seq.index, seq.generated + len(tokens))
+        for seq, tokens in zip(seqs, drafted, strict=True)
+    ]
+
+
 def draw(logits_BV: Tensor, seqs: Rows[Sequence], drafted: Rows[Rows[int]]) -> list[int]:
     """One token a row by temperature, top_k, top_p, min_p and the row's own noise."""
     device = logits_BV.device
     params = [seq.sampling for seq in seqs]
-    noise = [
-        uniform(seq.seed, seq.index, seq.generated + len(tokens))
-        for seq, tokens in zip(seqs, drafted, strict=True)
-    ]
-    noise_B = torch.tensor(noise, dtype=torch.float64, device=device)
+    noise_B = torch.tensor(_noise(seqs, drafted), dtype=torch.float64, device=device)
     inverse_B1 = torch.tensor([[1.0 / p.temperature] for p in params], device=device)
     weights_BV, sums_BN = _weights(logits_BV, inverse_B1)
     filtered = [i for i, p in enumerate(params) if p.has_filters]

@@ -1,4 +1,4 @@
-"""Linear layers and cached attention for the CPU: native code, and torch where there is none."""
+"""Linear layers, cached attention and the draw for the CPU: native code, torch where there is none."""
 
 from mull.kernels.attention import (
     paged_attention,
@@ -8,6 +8,7 @@ from mull.kernels.attention import (
     write_latents,
     write_values,
 )
+from mull.kernels.draw import can_draw, draw
 from mull.kernels.int8_cache import check_latent_shape as check_int8_latent_shape
 from mull.kernels.int8_cache import check_shape as check_int8_shape
 from mull.kernels.int8_cache import latent_row_bytes as int8_latent_row_bytes
@@ -17,9 +18,11 @@ from mull.kernels.linear import PackedLinear
 
 __all__ = [
     "PackedLinear",
+    "can_draw",
     "check_int8_latent_shape",
     "check_int8_shape",
     "describe",
+    "draw",
     "int8_latent_row_bytes",
     "int8_row_bytes",
     "native_available",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 # Numbers of native/abi.h's Kind. q8: 8 bits and a scale per 32 inputs; q4: 4 bits, scale, minimum.
 KINDS = {"fp32": 0, "bf16": 1, "q8": 2, "q4": 3}
-# Changes whenever packed bytes of any kind change their meaning: files of another one are repacked.
-LAYOUT_VERSION = 1
+# Changes whenever packed bytes of any kind, or which tensors are packed, change: files of another
+# one are repacked.
+LAYOUT_VERSION = 2
 PANEL = 16  # outputs interleaved
 PAIR = 64  # inputs of two groups that share a scale each
 # Bytes of a panel of quantised weights per PAIR: scales (and minimums), then the numbers.

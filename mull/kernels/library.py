@@ -77,8 +77,11 @@ class Stack(ctypes.Structure):
 
 class Step(ctypes.Structure):
     _fields_ = (
+        ("ids", c_void_p),
+        ("embedding", ctypes.POINTER(Linear)),
         ("cos", c_void_p),
         ("sin", c_void_p),
+        ("positions", c_void_p),
         ("slots", c_void_p),
         ("key_cache", c_void_p),
         ("value_cache", c_void_p),
@@ -142,6 +145,28 @@ class LatentStack(ctypes.Structure):
     )
 
 
+class NextToken(ctypes.Structure):
+    _fields_ = (
+        ("token_norm", c_void_p),
+        ("hidden_norm", c_void_p),
+        ("join", Linear),
+        ("stack", LatentStack),
+    )
+
+
+class Draw(ctypes.Structure):
+    _fields_ = (
+        ("logits", c_void_p),
+        ("inverse_temperature", c_void_p),
+        ("noise", c_void_p),
+        ("tokens", c_void_p),
+        ("sureness", c_void_p),
+        ("rows", c_int64),
+        ("vocabulary", c_int64),
+        ("stride", c_int64),
+    )
+
+
 class Attention(ctypes.Structure):
     _fields_ = (
         ("q", c_void_p),
@@ -194,11 +219,14 @@ _STRUCTS = (
     Routing,
     LatentLayer,
     LatentStack,
+    NextToken,
+    Draw,
 )
 _STATUS = {
     1: "no memory for the kernel's buffers: use shorter prompts or fewer requests at once",
     2: "a block table, context or query start does not fit the cache it is used with",
     3: "a slot lies outside the cache it is written to",
+    4: "a token id lies outside the vocabulary",
 }
 
 
@@ -265,6 +293,8 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         "mull_write_int8": (i32, [pointer, i32]),
         "mull_stack": (i32, [pointer, pointer, pointer, i32]),
         "mull_latent_stack": (i32, [pointer, pointer, pointer, i32]),
+        "mull_next_token": (i32, [pointer, pointer, pointer, pointer, i32]),
+        "mull_draw": (i32, [pointer, i32]),
         "mull_attention_inputs": (i32, [pointer, i64, pointer, pointer, pointer, i32]),
         "mull_attention_outputs": (i32, [pointer, i64, pointer, pointer, pointer, i32]),
     }

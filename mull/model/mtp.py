@@ -8,6 +8,10 @@ there, h of the first depth is the main model's output *after* its final norm.
 T tokens (packed, no padding) · D model
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor, nn
 
@@ -15,6 +19,9 @@ from mull.model.config import ModelConfig
 from mull.model.decoder import DecoderLayer
 from mull.model.layers import RMSNorm
 from mull.model.sequences import Sequences
+
+if TYPE_CHECKING:
+    from mull.model.transformer import Decoder
 
 
 class SharedHead(nn.Module):
@@ -52,10 +59,15 @@ class NextTokenModule(DecoderLayer):
     def forward(  # type: ignore[override]
         self,
         hidden_TD: Tensor,
-        embedded_TD: Tensor,
+        next_ids_T: Tensor,
         seqs: Sequences,
-        rope: tuple[Tensor, Tensor],
+        decoder: Decoder,
     ) -> Tensor:
-        """hidden_TD: of the depth before; embedded_TD: of the next token. Returns [T, D]."""
+        """hidden_TD: of the depth before; next_ids_T: the tokens that follow. Returns [T, D].
+
+        decoder: lends its embedding and positions.
+        """
+        embedded_TD = decoder.embed_tokens(next_ids_T)
         joined_T2D = torch.cat((self.enorm(embedded_TD), self.hnorm(hidden_TD)), dim=-1)
+        rope = decoder.rope(seqs.positions_T)
         return self.shared_head.norm(super().forward(self.eh_proj(joined_T2D), seqs, rope))

@@ -41,18 +41,24 @@ class Rope:
 
     def __call__(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
         """(cos, sin), each float32 [T, r/2], multiplied by YaRN's attention factor."""
+        cos_Pr, sin_Pr, rows_T = self.table(positions_T)
+        if rows_T is None:
+            return cos_Pr, sin_Pr
+        return cos_Pr.index_select(0, rows_T), sin_Pr.index_select(0, rows_T)
+
+    def table(self, positions_T: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """(cos, sin, rows_T): rows_T[i] is the row for position i; None: row i itself."""
         device = positions_T.device
         if device not in self._on_device:
             self._on_device[device] = self._frequencies.to(device)
         if device.type != "cpu" or not positions_T.numel():
-            return self._turned(positions_T)
+            return *self._turned(positions_T), None
         highest = int(positions_T.numpy().max())  # of few numbers: faster than torch's
         if highest >= self._context:
-            return self._turned(positions_T)
+            return *self._turned(positions_T), None
         if highest >= len(self._table_2Pr[0]):
             self._grow(highest + 1)
-        cos_Pr, sin_Pr = self._table_2Pr
-        return cos_Pr.index_select(0, positions_T), sin_Pr.index_select(0, positions_T)
+        return *self._table_2Pr, positions_T
 
     def _turned(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
         angles_Tr = positions_T.float()[:, None] * self._on_device[positions_T.device]

@@ -96,8 +96,7 @@ class CausalLM(nn.Module):
         that follows each position, depth + 1 places on. Its attention is layer
         num_hidden_layers + depth of `seqs`.
         """
-        rope = self.model.rope(seqs.positions_T)
-        return self.mtp[depth](hidden_TD, self.model.embed_tokens(next_ids_T), seqs, rope)
+        return self.mtp[depth](hidden_TD, next_ids_T, seqs, self.model)
 
     @torch.no_grad()
     def init_weights(self, *, generator: torch.Generator | None = None) -> None:

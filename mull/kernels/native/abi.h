@@ -6,7 +6,7 @@
 
 enum Kind : int32_t { kFloat32 = 0, kBFloat16 = 1, kQ8 = 2, kQ4 = 3 };
 
-enum Status : int32_t { kOk = 0, kNoMemory = 1, kBadBlock = 2, kBadSlot = 3 };
+enum Status : int32_t { kOk = 0, kNoMemory = 1, kBadBlock = 2, kBadSlot = 3, kBadToken = 4 };
 
 // Weights [n, k] in panels of 16 outputs; outputs and inputs beyond n and k are zeros.
 // float32: [panel][k][16]; bfloat16: [panel][k/2][16][2].
@@ -67,9 +67,14 @@ enum CacheKind : int32_t { kCacheFloat32 = 0, kCacheBFloat16 = 1, kCacheInt8 = 2
 enum CacheRole : int32_t { kKeys = 0, kValues = 1, kLatents = 2 };
 
 // One forward pass of `rows` tokens, its keys and values written to key_cache[layer], value_cache[layer].
+// Row r is token ids[r]; without ids x holds the rows. Its angles are row positions[r] of cos and sin,
+// without positions row r.
 struct Step {
-  const float* cos;  // [rows, head_dim / 2]
+  const int64_t* ids;
+  const Linear* embedding;
+  const float* cos;  // [.., rotated width / 2]
   const float* sin;
+  const int64_t* positions;
   const int32_t* slots;  // [rows]
   void* const* key_cache;
   void* const* value_cache;
@@ -130,6 +135,27 @@ struct LatentStack {
   float scale;
   int32_t interleaved;
   int32_t unused;
+};
+
+// Multi-token prediction (model/mtp.py): norms of the next token's row and of the hidden state,
+// `join` [hidden, 2 hidden], then one layer.
+struct NextToken {
+  const float* token_norm;
+  const float* hidden_norm;
+  Linear join;
+  LatentStack stack;
+};
+
+// One token for each row of logits [rows, vocabulary], rows `stride` floats apart.
+struct Draw {
+  const float* logits;
+  const float* inverse_temperature;  // [rows]; 0: the likeliest token
+  const double* noise;               // [rows], in [0, 1)
+  int64_t* tokens;                   // [rows]; -1 where a logit is no finite number
+  float* sureness;                   // [rows] or null: the likeliest token's probability
+  int64_t rows;
+  int64_t vocabulary;
+  int64_t stride;
 };
 
 struct Attention {
@@ -235,7 +261,15 @@ struct Variant {
                             float* x, char* scratch, const Team&);
   size_t (*latent_scratch)(const LatentStack*, const Step*, int threads);
   void (*latent_stack)(const LatentStack*, const Step*, float* x, char* scratch, const Team&);
+  size_t (*next_token_scratch)(const NextToken*, const Step*, int threads);
+  void (*next_token)(const NextToken*, const Step*, const float* hidden, const float* embedded,
+                     float* x, char* scratch, const Team&);
+  size_t (*draw_scratch)(const Draw*, int threads);
+  void (*draw)(const Draw*, char* scratch, const Team&);
 };
+
+// One row of packed weights as float32 [k].
+void unpack_row(const Linear& linear, int64_t row, float* to);
 
 const Variant* portable_variant();
 #if defined(__x86_64__)

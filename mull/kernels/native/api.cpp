@@ -130,6 +130,23 @@ int32_t check_slots(const int32_t* slots, int64_t rows, int64_t num_slots) {
   return kOk;
 }
 
+int32_t check_step(const Step& step) {
+  const Paging& paging = step.paging;
+  if (int32_t status = check_paging(paging, step.rows)) return status;
+  return check_slots(step.slots, step.rows, paging.num_blocks * paging.block_size);
+}
+
+// The rows of the step's tokens, where it names any.
+int32_t embed(const Step& step, float* x) {
+  if (!step.ids) return kOk;
+  const Linear& table = *step.embedding;
+  for (int64_t r = 0; r < step.rows; ++r) {
+    if (step.ids[r] < 0 || step.ids[r] >= table.n) return kBadToken;
+    unpack_row(table, step.ids[r], x + r * table.k);
+  }
+  return kOk;
+}
+
 uint16_t narrow(float x) {
   uint32_t bits;
   memcpy(&bits, &x, 4);
@@ -144,8 +161,9 @@ Runtime g_runtime;
 MULL_EXPORT void mull_sizes(int64_t* sizes) {
   const size_t all[] = {sizeof(Linear), sizeof(Layer), sizeof(Paging),
                         sizeof(Stack),  sizeof(Step),  sizeof(Attention), sizeof(CacheRows),
-                        sizeof(Routing), sizeof(LatentLayer), sizeof(LatentStack)};
-  for (int i = 0; i < 10; ++i) sizes[i] = static_cast<int64_t>(all[i]);
+                        sizeof(Routing), sizeof(LatentLayer), sizeof(LatentStack),
+                        sizeof(NextToken), sizeof(Draw)};
+  for (int i = 0; i < 12; ++i) sizes[i] = static_cast<int64_t>(all[i]);
 }
 
 MULL_EXPORT void mull_set_runtime(Parallel parallel, Number thread_number, Number team_size) {
@@ -207,13 +225,11 @@ MULL_EXPORT int32_t mull_write_int8(const CacheRows* rows, int32_t threads) {
   return kOk;
 }
 
-// All layers and the final norm, x [rows, hidden] in place.
+// All layers and the final norm, to x [rows, hidden].
 MULL_EXPORT int32_t mull_stack(const Stack* stack, const Step* step, float* x, int32_t threads) {
   if (step->rows == 0) return kOk;
-  const Paging& paging = step->paging;
-  if (int32_t status = check_paging(paging, step->rows)) return status;
-  if (int32_t status = check_slots(step->slots, step->rows, paging.num_blocks * paging.block_size))
-    return status;
+  if (int32_t status = check_step(*step)) return status;
+  if (int32_t status = embed(*step, x)) return status;
   Scratch scratch(g_variant->stack_scratch(stack, step, threads));
   if (!scratch.get()) return kNoMemory;
   run_team(threads, [&](const Team& team) {
@@ -226,15 +242,41 @@ MULL_EXPORT int32_t mull_stack(const Stack* stack, const Step* step, float* x, i
 MULL_EXPORT int32_t mull_latent_stack(const LatentStack* stack, const Step* step, float* x,
                                       int32_t threads) {
   if (step->rows == 0) return kOk;
-  const Paging& paging = step->paging;
-  if (int32_t status = check_paging(paging, step->rows)) return status;
-  if (int32_t status = check_slots(step->slots, step->rows, paging.num_blocks * paging.block_size))
-    return status;
+  if (int32_t status = check_step(*step)) return status;
+  if (int32_t status = embed(*step, x)) return status;
   Scratch scratch(g_variant->latent_scratch(stack, step, threads));
   if (!scratch.get()) return kNoMemory;
   run_team(threads, [&](const Team& team) {
     g_variant->latent_stack(stack, step, x, scratch.get(), team);
   });
+  return kOk;
+}
+
+// One depth of multi-token prediction over hidden [rows, hidden]; step.ids: the tokens after them.
+MULL_EXPORT int32_t mull_next_token(const NextToken* module, const Step* step, const float* hidden,
+                                    float* x, int32_t threads) {
+  if (step->rows == 0) return kOk;
+  if (int32_t status = check_step(*step)) return status;
+  const size_t embedded_bytes =
+      (static_cast<size_t>(step->rows * module->stack.hidden) * sizeof(float) + 63) / 64 * 64;
+  Scratch scratch(embedded_bytes + g_variant->next_token_scratch(module, step, threads));
+  if (!scratch.get()) return kNoMemory;
+  float* embedded = reinterpret_cast<float*>(scratch.get());
+  if (int32_t status = embed(*step, embedded)) return status;
+  run_team(threads, [&](const Team& team) {
+    g_variant->next_token(module, step, hidden, embedded, x, scratch.get() + embedded_bytes, team);
+  });
+  return kOk;
+}
+
+// Fewer rows than this are drawn by the caller's thread: a team meets as long as that takes.
+constexpr int64_t kRowsForATeam = 8;
+
+MULL_EXPORT int32_t mull_draw(const Draw* draw, int32_t threads) {
+  if (draw->rows * draw->vocabulary < kRowsForATeam * 4096) threads = 1;
+  Scratch scratch(g_variant->draw_scratch(draw, threads));
+  if (!scratch.get()) return kNoMemory;
+  run_team(threads, [&](const Team& team) { g_variant->draw(draw, scratch.get(), team); });
   return kOk;
 }
 

@@ -58,7 +58,8 @@ static void latent_rows(const LatentStack& stack, const LatentLayer& layer, cons
     const float* from = b.entry + (r + 1) * layer.entry.n - width;
     float* to = b.latents + r * width;
     norm_row(from, layer.latent_norm, kLatentEps, stack.latent, to, kPlain);
-    turn(from + stack.latent, step.cos + r * half, step.sin + r * half, half, stack.interleaved,
+    const int64_t at = turn_of(step, r) * half;
+    turn(from + stack.latent, step.cos + at, step.sin + at, half, stack.interleaved,
          to + stack.latent);
   }
 }
@@ -102,8 +103,9 @@ static void absorb_queries(const LatentStack& stack, const LatentLayer& layer, c
     for (int64_t i = 0; i < rows; ++i) {
       const float* q = queries + (first + i) * stride + head * head_dim;
       to_form(q, stack.nope, form_row(b.head_rows, form, stack.nope, i), form);
-      turn(q + stack.nope, step.cos + (first + i) * half, step.sin + (first + i) * half, half,
-           stack.interleaved, to + i * stack.heads * width + stack.latent);
+      const int64_t at = turn_of(step, first + i) * half;
+      turn(q + stack.nope, step.cos + at, step.sin + at, half, stack.interleaved,
+           to + i * stack.heads * width + stack.latent);
     }
     product_panels(part_of(layer.up_key, head * panels, stack.latent), b.head_rows, rows, to,
                    stack.heads * width, kStore, 0, panels);

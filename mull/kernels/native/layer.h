@@ -71,6 +71,11 @@ static void rotate_head(float* head, const float* cos, const float* sin, int64_t
   }
 }
 
+// Which row of cos and sin turns a row of the step.
+MULL_INLINE int64_t turn_of(const Step& step, int64_t row) {
+  return step.positions ? step.positions[row] : row;
+}
+
 // One head of one token in [q heads | k heads | v heads]: norm and rotation of queries and keys.
 MULL_INLINE void prepare_head(const Stack& stack, const Layer& layer, const Step& step, float* qkv,
                               int64_t row, int64_t head) {
@@ -78,8 +83,8 @@ MULL_INLINE void prepare_head(const Stack& stack, const Layer& layer, const Step
   float* values = qkv + row * layer.qkv.n + head * stack.head_dim;
   const float* norm = head < stack.heads ? layer.q_norm : layer.k_norm;
   if (norm) norm_row(values, norm, stack.eps, stack.head_dim, values, kPlain);
-  const int64_t half = stack.head_dim / 2;
-  rotate_head(values, step.cos + row * half, step.sin + row * half, half);
+  const int64_t half = stack.head_dim / 2, at = turn_of(step, row) * half;
+  rotate_head(values, step.cos + at, step.sin + at, half);
 }
 
 template <class T>

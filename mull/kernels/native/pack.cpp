@@ -205,24 +205,24 @@ MULL_EXPORT void mull_pack(const Linear* linear, const void* weights, void* pack
   });
 }
 
+void unpack_row(const Linear& linear, int64_t row, float* to) {
+  const int64_t k = linear.k, panel = row / kPanel, lane = row % kPanel;
+  if (linear.kind == kFloat32) {
+    const float* from = static_cast<const float*>(linear.packed) + panel * k * 16 + lane;
+    for (int64_t i = 0; i < k; ++i) to[i] = from[i * 16];
+  } else if (linear.kind == kBFloat16) {
+    const uint16_t* from =
+        static_cast<const uint16_t*>(linear.packed) + panel * ((k + 1) / 2) * 32 + lane * 2;
+    for (int64_t i = 0; i < k; ++i) {
+      const uint32_t bits = static_cast<uint32_t>(from[i / 2 * 32 + i % 2]) << 16;
+      memcpy(to + i, &bits, 4);
+    }
+  } else {
+    unpack_quantised(linear, row, to);
+  }
+}
+
 // Rows `ids` (checked by the caller) of the packed weights as float32 [count, k].
 MULL_EXPORT void mull_rows(const Linear* linear, const int64_t* ids, int64_t count, float* out) {
-  const int64_t k = linear->k, pairs = (k + 1) / 2;
-  for (int64_t r = 0; r < count; ++r) {
-    const int64_t panel = ids[r] / kPanel, lane = ids[r] % kPanel;
-    float* to = out + r * k;
-    if (linear->kind == kFloat32) {
-      const float* from = static_cast<const float*>(linear->packed) + panel * k * 16 + lane;
-      for (int64_t i = 0; i < k; ++i) to[i] = from[i * 16];
-    } else if (linear->kind == kBFloat16) {
-      const uint16_t* from =
-          static_cast<const uint16_t*>(linear->packed) + panel * pairs * 32 + lane * 2;
-      for (int64_t i = 0; i < k; ++i) {
-        const uint32_t bits = static_cast<uint32_t>(from[i / 2 * 32 + i % 2]) << 16;
-        memcpy(to + i, &bits, 4);
-      }
-    } else {
-      unpack_quantised(*linear, ids[r], to);
-    }
-  }
+  for (int64_t r = 0; r < count; ++r) unpack_row(*linear, ids[r], out + r * linear->k);
 }

@@ -43,6 +43,10 @@ namespace {
 #include "latent.h"
 
 #include "latent_stack.h"
+
+#include "next_token.h"
+
+#include "draw.h"
 }  // namespace
 }  // namespace MULL_VARIANT
 
@@ -56,7 +60,7 @@ const Variant* MULL_TABLE(MULL_VARIANT)() {
   static const Variant table = {
       MULL_NAME(MULL_VARIANT), linear_scratch, linear_team,      attention_scratch, attention_team,
       write_int8,              stack_scratch,  stack_team,       attention_inputs,  attention_outputs,
-      latent_scratch,          latent_team,
+      latent_scratch,          latent_team,    next_token_scratch, next_token_team, draw_scratch,      draw_team,
   };
   return &table;
 }

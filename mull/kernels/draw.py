@@ -1,0 +1,56 @@
+"""One token for each row of logits, in native code: the likeliest, or by inverse cumulative
+distribution. `B rows · V vocabulary`."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mull.kernels import library
+
+
+def can_draw(logits_BV: Tensor) -> bool:
+    """Whether `draw` takes these; else the caller draws with torch."""
+    return (
+        logits_BV.device.type == "cpu"
+        and logits_BV.dtype == torch.float32
+        and logits_BV.stride(-1) == 1
+        and library.native_available()
+    )
+
+
+def draw(
+    logits_BV: Tensor,
+    inverse_temperatures: Sequence[float],
+    noise: Sequence[float],
+    *,
+    tell_chances: bool = False,
+) -> tuple[list[int], list[float]]:
+    """(token, chance of the likeliest token) of every row, chances only if asked for; a token of -1
+    where a logit is NaN or infinite. Minus infinity forbids a token.
+
+    inverse_temperatures: 0 takes the likeliest token, the first of equal ones. noise: in [0, 1), of
+    no meaning there. A row's result does not depend on the other rows.
+    """
+    rows, vocabulary = logits_BV.shape
+    inverse_B = torch.tensor(inverse_temperatures, dtype=torch.float32)
+    noise_B = torch.tensor(noise, dtype=torch.float64)
+    tokens_B = torch.empty(rows, dtype=torch.int64)
+    chances_B = torch.empty(rows if tell_chances else 0)
+    wanted = library.Draw(
+        logits=logits_BV.data_ptr(),
+        inverse_temperature=inverse_B.data_ptr(),
+        noise=noise_B.data_ptr(),
+        tokens=tokens_B.data_ptr(),
+        sureness=chances_B.data_ptr() if tell_chances else None,
+        rows=rows,
+        vocabulary=vocabulary,
+        stride=logits_BV.stride(0),
+    )
+    lib = library.library()
+    assert lib is not None
+    library.check(lib.mull_draw(ctypes.byref(wanted), library.threads()))
+    return tokens_B.tolist(), chances_B.tolist()

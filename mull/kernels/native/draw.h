@@ -1,0 +1,95 @@
+// One token a row: the likeliest, or the one its number falls on in vocabulary order. Sums run in one
+// order whatever the batch; a row is one thread's work.
+
+constexpr int64_t kDrawBlock = 128;  // entries summed in float32; blocks are summed in float64
+
+MULL_INLINE int64_t draw_blocks(int64_t vocabulary) { return ceil_div(vocabulary, kDrawBlock); }
+
+// Index of the largest logit, the first of equal ones; -1 where one is NaN or infinite, or all are
+// minus infinity (which a single one may be: a grammar forbids so).
+static int64_t likeliest(const float* logits, int64_t count) {
+  vf best_of_lane = splat(-__builtin_inff());
+  vi is_nan{};
+  int64_t i = 0;
+  for (; i + W <= count; i += W) {
+    const vf x = load(logits + i);
+    is_nan |= (vi)(x != x);
+    best_of_lane = select((vi)(x > best_of_lane), x, best_of_lane);
+  }
+  float best = max_of(best_of_lane);
+  bool is_damaged = max_of((vi)((vu)is_nan & 1u)) != 0;
+  for (; i < count; ++i) {
+    is_damaged |= logits[i] != logits[i];
+    best = high(best, logits[i]);
+  }
+  if (is_damaged || !(best - best == 0.0f)) return -1;
+  for (i = 0; logits[i] != best;) ++i;
+  return i;
+}
+
+// exp((logit - best) * inverse) of every entry, the sums of blocks, and the sum of all.
+static double weigh(const float* logits, int64_t count, float best, float inverse, float* weights,
+                    double* block_sums) {
+  double total = 0.0;
+  for (int64_t block = 0; block < draw_blocks(count); ++block) {
+    const int64_t end = low((block + 1) * kDrawBlock, count);
+    vf sums{};
+    int64_t i = block * kDrawBlock;
+    for (; i + W <= end; i += W) {
+      const vf weight = exponential((load(logits + i) - best) * inverse);
+      store(weights + i, weight);
+      sums += weight;
+    }
+    float rest = sum(sums);
+    for (; i < end; ++i) rest += weights[i] = exponential_one((logits[i] - best) * inverse);
+    total += block_sums[block] = rest;
+  }
+  return total;
+}
+
+// The entry in which the weights' running sum passes target; never one of weight zero.
+static int64_t place_of(const float* weights, const double* block_sums, int64_t count,
+                        double target) {
+  int64_t block = 0, last = 0;
+  for (const int64_t blocks = draw_blocks(count); block < blocks; ++block) {
+    if (block_sums[block] > target) break;
+    if (block_sums[block] > 0.0) last = block;  // should rounding leave the target beyond the end
+    target -= block_sums[block];
+  }
+  if (block == draw_blocks(count)) block = last, target = block_sums[last];
+  const int64_t end = low((block + 1) * kDrawBlock, count);
+  int64_t place = block * kDrawBlock;
+  for (int64_t i = place; i < end; ++i) {
+    if (!(weights[i] > 0.0f)) continue;
+    place = i;
+    if (weights[i] > target) break;
+    target -= weights[i];
+  }
+  return place;
+}
+
+static int64_t draw_row(const Draw& draw, int64_t row, float* weights, double* block_sums) {
+  const float* logits = draw.logits + row * draw.stride;
+  const int64_t best = likeliest(logits, draw.vocabulary);
+  const float inverse = draw.inverse_temperature[row];
+  if (best < 0 || (inverse == 0.0f && !draw.sureness)) return best;
+  const double total = weigh(logits, draw.vocabulary, logits[best], inverse > 0.0f ? inverse : 1.0f,
+                             weights, block_sums);
+  if (draw.sureness) draw.sureness[row] = static_cast<float>(1.0 / total);
+  if (inverse == 0.0f) return best;
+  return place_of(weights, block_sums, draw.vocabulary, draw.noise[row] * total);
+}
+
+// Of every thread: the weights of a row, after the sums of its blocks.
+static size_t draw_scratch(const Draw* draw, int threads) {
+  const int64_t sums = round_up(draw_blocks(draw->vocabulary) * 8, 64);
+  return static_cast<size_t>(threads * (sums + round_up(draw->vocabulary * 4, 64)));
+}
+
+static void draw_team(const Draw* draw, char* scratch, const Team& team) {
+  char* own = scratch + static_cast<int64_t>(draw_scratch(draw, 1)) * team.id;
+  double* block_sums = reinterpret_cast<double*>(own);
+  float* weights = reinterpret_cast<float*>(own + round_up(draw_blocks(draw->vocabulary) * 8, 64));
+  for (int64_t r = team.first(draw->rows); r < team.last(draw->rows); ++r)
+    draw->tokens[r] = draw_row(*draw, r, weights, block_sums);
+}

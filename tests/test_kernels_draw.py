@@ -1,0 +1,88 @@
+"""The draw of one token a row, in native code, against the definition in float64."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from kernel_variants import VARIANTS, examples, using
+
+from mull import kernels
+
+INF = float("inf")
+
+
+def make_logits(rows: int, vocabulary: int, seed: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, vocabulary, generator=generator) * 3.0
+
+
+def expected(logits_V: torch.Tensor, inverse: float, noise: float) -> tuple[int, float, float]:
+    """(token, chance of the likeliest, how near the noise comes to a neighbour's share)."""
+    scale = inverse or 1.0
+    chances_V = (logits_V.double() * scale).softmax(-1)
+    if not inverse:
+        return int(logits_V.argmax()), float(chances_V.max()), 1.0
+    ends_V = chances_V.cumsum(-1)
+    token = int((ends_V <= noise).sum())
+    return token, float(chances_V.max()), float((ends_V - noise).abs().min())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@given(
+    rows=st.integers(1, 9),
+    vocabulary=st.integers(1, 700),
+    padding=st.integers(0, 20),
+    forbidden=st.integers(0, 3),
+    seed=st.integers(0, 10_000),
+)
+@examples(60)
+def test_every_row_is_drawn_as_its_definition_says(
+    variant: str, rows: int, vocabulary: int, padding: int, forbidden: int, seed: int
+) -> None:
+    whole_BV = make_logits(rows, vocabulary + padding, seed)
+    logits_BV = whole_BV[:, :vocabulary]
+    logits_BV[:, 1 : 1 + forbidden] = -INF
+    inverses = [(0.0, 1.0, 0.4, 3.0)[(seed + row) % 4] for row in range(rows)]
+    noise = torch.rand(rows, generator=torch.Generator().manual_seed(seed)).tolist()
+    with using(variant):
+        tokens, chances = kernels.draw(logits_BV, inverses, noise, tell_chances=True)
+        alone = [
+            kernels.draw(logits_BV[row : row + 1], inverses[row : row + 1], noise[row : row + 1])
+            for row in range(rows)
+        ]
+    assert [token for (token,), _ in alone] == tokens
+    for row, (token, chance) in enumerate(zip(tokens, chances, strict=True)):
+        wanted, likeliest, distance = expected(logits_BV[row], inverses[row], noise[row])
+        assert token == wanted or distance < 1e-5
+        assert logits_BV[row, token] > -INF
+        assert chance == pytest.approx(likeliest, rel=1e-4)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("vocabulary", [1, 5, 64, 131])
+@pytest.mark.parametrize("damage", [float("nan"), INF])
+def test_a_damaged_row_is_told_from_the_others(
+    variant: str, vocabulary: int, damage: float
+) -> None:
+    logits_BV = make_logits(3, vocabulary, 1)
+    logits_BV[1, vocabulary // 2] = damage
+    logits_BV[2] = -INF
+    with using(variant):
+        for inverse in (0.0, 1.0):
+            tokens, _ = kernels.draw(logits_BV, [inverse] * 3, [0.5] * 3)
+            assert tokens[0] >= 0
+            assert tokens[1:] == [-1, -1]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_first_of_equal_ones_and_never_one_of_no_weight(variant: str) -> None:
+    logits_BV = torch.zeros(3, 400)
+    logits_BV[1, [390, 7, 131]] = 50.0
+    logits_BV[2] = -INF
+    logits_BV[2, [5, 200]] = 1.0
+    with using(variant):
+        assert kernels.draw(logits_BV, [0.0] * 3, [0.9] * 3)[0] == [0, 7, 5]
+        for noise in (0.0, 0.49, 0.51, 1 - 2**-48):
+            tokens, _ = kernels.draw(logits_BV, [1.0] * 3, [noise] * 3)
+            assert tokens[2] == (5 if noise < 0.5 else 200)
+            assert tokens[0] == int(noise * 400)
