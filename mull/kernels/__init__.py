@@ -1,4 +1,4 @@
-"""Linear layers, cached attention and the draw for the CPU: native code, torch where there is none."""
+"""Linear layers, attention and the draw: native code on the CPU, torch where there is none."""
 
 from mull.kernels.attention import (
     paged_attention,
