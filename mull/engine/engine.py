@@ -263,9 +263,17 @@ class Engine:
             if choice == "sleep":
                 self.drafter.sleep(paged, copies)
                 return events
-            is_wanted = self._draws_next if choice == "guess" else None
-            costs = self.speculation.costs if self.speculation.is_decode else None
-            self.drafter.follow(chunks, paged, hidden_TD, forks, copies, is_wanted, costs)
+            self.drafter.follow(
+                chunks,
+                paged,
+                hidden_TD,
+                forks,
+                copies,
+                self._useful_guesses if choice == "guess" else None,
+                self.speculation.costs,
+                is_decode=self.speculation.is_decode,
+                least_depth=self.speculation.least_depth,
+            )
         return events
 
     def _draw(
@@ -329,12 +337,12 @@ class Engine:
             row += 1 + len(chunk.draft)
         return turns + siblings, forks, copies
 
-    def _draws_next(self, seq: Sequence) -> bool:
-        """Whether a draft for the sequence's next step could be of use."""
+    def _useful_guesses(self, seq: Sequence) -> int:
+        """How many guesses the sequence's next step could use at most."""
         reply = self._replies.get(seq)
-        if reply is None or not seq.speculate:
-            return False
-        return len(seq) == seq.computed + 1 and reply.tokens_left > 1
+        if reply is None or not seq.speculate or len(seq) != seq.computed + 1:
+            return 0
+        return reply.tokens_left - 1
 
     def _take(self, turn: Turn, drawn: list[tuple[int, TokenLogprob | None]]) -> list[Event]:
         """Append what was drawn, up to the first token that its draft had not foreseen."""

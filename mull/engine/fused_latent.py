@@ -216,19 +216,23 @@ class FusedNextToken(nn.Module):
             stack=self.layers.stack,
         )
 
+    @property
+    def native(self) -> library.NextToken:
+        if self._native is None:
+            raise KernelError("the fused module was used before it was filled and bound")
+        return self._native
+
     def forward(
         self, hidden_TD: Tensor, next_ids_T: Tensor, seqs: Sequences, decoder: FusedDecoder
     ) -> Tensor:
         """hidden_TD: of the depth before; next_ids_T: the tokens that follow -> [T, D] float32."""
-        if self._native is None:
-            raise KernelError("the fused module was used before it was filled and bound")
         hidden_TD = hidden_TD.float().contiguous()
         step = native_step(next_ids_T, seqs, decoder.embed_tokens.head, decoder.rope)
         kept = self.layers.point(step, seqs)
         x_TD = torch.empty_like(hidden_TD)
         library.check(
             native_library().mull_next_token(
-                ctypes.byref(self._native),
+                ctypes.byref(self.native),
                 ctypes.byref(step),
                 hidden_TD.data_ptr(),
                 x_TD.data_ptr(),

@@ -14,6 +14,8 @@ import time
 from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import accumulate
+from operator import mul
 from typing import NamedTuple
 
 import numpy as np
@@ -22,13 +24,15 @@ from torch import Tensor
 
 from mull.engine.cache import PagedCache
 from mull.engine.guess_rates import GuessRates
+from mull.engine.guessing import Plan, guess
 from mull.engine.paged import PagedSequences
-from mull.engine.sampler import choose_surely
 from mull.engine.scheduler import Chunk
 from mull.engine.sequence import Sequence
 from mull.engine.step_costs import StepCosts
-from mull.errors import ModelError
 from mull.model.transformer import CausalLM
+
+# Of one sequence in one step. Beyond it even sure guesses add little to the rate.
+MAX_DRAFT = 15
 
 
 class Fork(NamedTuple):
@@ -49,11 +53,9 @@ class Guesses:
     """What a sequence of `length` tokens may say next, one token after the other.
 
     kinds: of GuessRates, of every guess. chances: that it and all before it are right.
-    hidden_D: the module's output for the last of them.
     """
 
     length: int
-    hidden_D: Tensor
     tokens: list[int]
     kinds: list[int]
     chances: list[float]
@@ -89,13 +91,18 @@ class MtpDrafter:
         hidden_TD: Tensor,
         forks: list[Fork],
         copies: list[tuple[int, int]],
-        is_wanted: Callable[[Sequence], bool] | None,
-        costs: StepCosts | None,
+        useful: Callable[[Sequence], int] | None,
+        costs: StepCosts,
+        *,
+        is_decode: bool,
+        least_depth: int,
     ) -> None:
-        """After a step: write the module's keys of all its rows, and guess for who is_wanted.
+        """After a step: write the module's keys of all its rows, and guess.
 
         hidden_TD: what the model gave for the chunks' rows. copies: blocks that the forks need,
-        made once the keys they share are there. costs: told what it took, None beside a prompt.
+        made once the keys they share are there. useful: how many guesses are of use to whom, None
+        for none to anybody. costs: told what it took in a step that only decoded. least_depth: of
+        guesses that are made though they may not pay.
         """
         start = time.perf_counter()
         row_of: dict[Sequence, int] = {}  # where the next token was drawn
@@ -114,31 +121,48 @@ class MtpDrafter:
             row_of.update((fork.seq, first + i) for i, fork in enumerate(forks))
             out_TD = torch.cat((out_TD, self._follow_forks(forks, hidden_FD)))
         filled = time.perf_counter()
-        if costs is not None:
+        if is_decode:
             costs.observe_extra("fill", filled - start)
-        if is_wanted is None:
+        if useful is None:
             return
-        wanted = [seq for seq in row_of if is_wanted(seq) and not self._lacks_keys(seq)]
-        if wanted:
-            out_BD = out_TD[[row_of[seq] for seq in wanted]]
-            for seq, row_D in zip(wanted, out_BD, strict=True):
-                self._guesses[seq] = Guesses(len(seq), row_D, [], [], [])
-            self._guess(wanted, out_BD)
-            if costs is not None:
-                costs.observe_extra("guess", time.perf_counter() - filled)
+        rooms = {
+            seq: min(self._room(seq), useful(seq) - 1)
+            for seq in row_of
+            if useful(seq) > 0 and not self._lacks_keys(seq)
+        }
+        if not rooms:
+            return
+        wanted = sorted(rooms, key=lambda seq: -rooms[seq])
+        plan = self._plan([rooms[seq] for seq in wanted], len(row_of), costs, least_depth)
+        out_BD = out_TD[[row_of[seq] for seq in wanted]]
+        said, further = guess(
+            self.model, self.cache, wanted, out_BD, plan, vocabulary=self._vocabulary
+        )
+        for seq, (tokens, sureness) in zip(wanted, said, strict=True):
+            self._note(seq, tokens, sureness)
+        if is_decode:
+            costs.observe_extra("guess", time.perf_counter() - filled - further)
+            passes = max(len(tokens) for tokens, _ in said)
+            if passes > 1:
+                costs.observe_extra("deepen", further / (passes - 1))
 
-    def deepen(self, seqs: list[Sequence], costs: StepCosts) -> None:
-        """One guess more for each, building on those it has; their tables reach that far."""
-        start = time.perf_counter()
-        found = [self._guesses[seq] for seq in seqs]
-        last_ids = [guesses.tokens[-1] for guesses in found]
-        # The first guess came from the row before the sequence's last token.
-        positions = [guesses.length - 2 + len(guesses.tokens) for guesses in found]
-        tables = [seq.block_table for seq in seqs]
-        paged = PagedSequences.single_rows(last_ids, tables, positions, self.cache)
-        hidden_BD = torch.stack([guesses.hidden_D for guesses in found])
-        self._guess(seqs, self.model.mtp_hidden(hidden_BD, paged.ids_T, paged))
-        costs.observe_extra("deepen", time.perf_counter() - start)
+    def _room(self, seq: Sequence) -> int:
+        """Keys that its blocks have a place for after the one before its last token."""
+        return len(seq.block_table) * self.cache.block_size + 1 - len(seq)
+
+    def _plan(self, rooms: list[int], ends: int, costs: StepCosts, least_depth: int) -> Plan:
+        """ends: sequences in the next step. Guesses go as far as anybody's room."""
+        depth, rows = min(MAX_DRAFT, rooms[0] + 1), len(rooms)
+        besides = costs.extra("fill") + costs.extra("guess") - costs.extra("deepen")
+        further = costs.extra("deepen")
+        steps = [costs.cost(ends + rows * made) for made in range(depth + 2)]
+        prices = [step + besides + further * made for made, step in enumerate(steps)]
+        return Plan(rooms, ends, prices, self.rates, depth, least_depth)
+
+    def _note(self, seq: Sequence, tokens: list[int], sureness: list[float]) -> None:
+        kinds = [self.rates.kind(depth, sure) for depth, sure in enumerate(sureness)]
+        chances = list(accumulate((self.rates.rate(kind) for kind in kinds), mul))
+        self._guesses[seq] = Guesses(len(seq), tokens, kinds, chances)
 
     def guesses(self, seq: Sequence) -> Guesses | None:
         """What has been guessed of the sequence as it stands, if anything."""
@@ -171,23 +195,6 @@ class MtpDrafter:
         tables, positions = [fork.table for fork in forks], [fork.position for fork in forks]
         paged = PagedSequences.single_rows(ids, tables, positions, self.cache)
         return self.model.mtp_hidden(hidden_FD, paged.ids_T, paged)
-
-    def _guess(self, seqs: list[Sequence], out_BD: Tensor) -> None:
-        """Add to each sequence's guesses what it would draw if the module were the model: with its
-        own filters and its own random number, so that the two differ as seldom as they can."""
-        logits_BV = self.model.logits(out_BD)[:, : self._vocabulary]
-        found = [self._guesses[seq] for seq in seqs]
-        try:
-            tokens, chances = choose_surely(logits_BV, seqs, [guesses.tokens for guesses in found])
-        except ModelError:
-            return  # damaged weights of the module: it has nothing to say
-        for guesses, token, sureness, row_D in zip(found, tokens, chances, out_BD, strict=True):
-            kind = self.rates.kind(len(guesses.tokens), sureness)
-            before = guesses.chances[-1] if guesses.chances else 1.0
-            guesses.tokens.append(token)
-            guesses.kinds.append(kind)
-            guesses.chances.append(before * self.rates.rate(kind))
-            guesses.hidden_D = row_D
 
     def _judge(self, seq: Sequence) -> None:
         """Compare guesses with what was said, whether they were used or not."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Literal, cast, get_args
 
 from mull.engine.lookup import PromptLookup
-from mull.engine.mtp import Guesses, MtpDrafter
+from mull.engine.mtp import MAX_DRAFT, MtpDrafter
 from mull.engine.mtp_gate import LEAST_GAIN, Choice, MtpGate
 from mull.engine.scheduler import Chunk, Scheduler
 from mull.engine.sequence import Sequence
@@ -19,10 +19,10 @@ from mull.errors import RequestError
 
 Mode = Literal["auto", "off", "ngram", "mtp"]
 
-# Of one sequence in one step. Beyond it even sure guesses add little to the rate.
-MAX_DRAFT = 15
 # Guesses less likely than this are not worth a look.
 _LEAST_CHANCE = 0.1
+# A probe looks at a first guess, a second, and a third that stands for all further ones.
+_PROBED = 3
 
 
 class Speculation:
@@ -65,6 +65,11 @@ class Speculation:
             return "sleep"
         return self.gate.choose(ends, self.costs, self.drafter.rates, is_decode=self.is_decode)
 
+    @property
+    def least_depth(self) -> int:
+        """Guesses to be made now though they may not pay: to see how often further ones are right."""
+        return _PROBED if self.gate.is_probe else 1
+
     def learn(self, chunks: list[Chunk], seconds: float) -> None:
         """What the step took for which drafts were last proposed."""
         if self.is_decode:
@@ -95,53 +100,15 @@ class Speculation:
     def _ask_drafter(
         self, chunks: list[Chunk], tokens_left: Callable[[Sequence], int]
     ) -> list[tuple[float, int]]:
-        """As `_lookup`; the drafter's first guesses were made after the step before."""
+        """As `_lookup`; the drafter's guesses were made after the step before."""
         assert self.drafter is not None
-        found: dict[int, Guesses] = {}
-        most: dict[int, int] = {}
+        found: list[tuple[float, int]] = []
         for i, chunk in enumerate(chunks):
             guesses = self.drafter.guesses(chunk.seq)
             if guesses is not None:
-                found[i] = guesses
-                most[i] = min(MAX_DRAFT, tokens_left(chunk.seq) - 1, self._room(chunk))
-        self._deepen(chunks, found, most)
-        return [
-            (chance, i)
-            for i, guesses in found.items()
-            for chance in guesses.chances[: most[i]]
-            if chance >= _LEAST_CHANCE
-        ]
-
-    def _deepen(self, chunks: list[Chunk], found: dict[int, Guesses], most: dict[int, int]) -> None:
-        """Guess on from the guesses, as long as one pass more of the drafter pays."""
-        assert self.drafter is not None
-        rows = sum(chunk.count for chunk in chunks) + len(found)
-        expected = len(chunks) + sum(guesses.chances[0] for guesses in found.values())
-        depth = 1
-        while found:
-            rate = self.drafter.rates.mean(depth)
-            growing = [
-                i
-                for i, guesses in found.items()
-                if len(guesses.tokens) == depth
-                and depth < most[i]
-                and guesses.chances[-1] * rate >= _LEAST_CHANCE
-            ]
-            more = sum(found[i].chances[-1] * rate for i in growing)
-            cost, cost_now = self.costs.cost(rows + len(growing)), self.costs.cost(rows)
-            dearer = (cost + self.costs.extra("deepen")) / cost_now
-            if not more or rows + len(growing) > self._max_rows:
-                return
-            if expected + more <= expected * dearer and not self.gate.is_probe:
-                return
-            self.gate.is_probe = False
-            growing = [i for i in growing if self._take_room(chunks[i], depth)]
-            if not growing:
-                return
-            self.drafter.deepen([chunks[i].seq for i in growing], self.costs)
-            rows += len(growing)
-            expected += sum(found[i].chances[-1] for i in growing)
-            depth += 1
+                most = min(MAX_DRAFT, tokens_left(chunk.seq) - 1, self._room(chunk))
+                found += [(c, i) for c in guesses.chances[: max(0, most)] if c >= _LEAST_CHANCE]
+        return found
 
     def _could_pay(self, rows: int, ends: int) -> bool:
         """Whether sure guesses would: if not, nobody need be asked for any."""
@@ -179,14 +146,6 @@ class Speculation:
             return self._lookups[seq].propose(length)
         guesses = self.drafter.guesses(seq)
         return [] if guesses is None else guesses.tokens[:length]
-
-    def _take_room(self, chunk: Chunk, length: int) -> bool:
-        """A place for that many tokens of a draft, if there is one and one more beside it: those
-        before this one have taken blocks."""
-        if length >= self._room(chunk):
-            return False
-        self._blocks.append(chunk.seq, length)
-        return True
 
     def _room(self, chunk: Chunk) -> int:
         return self._blocks.room(chunk.seq) - chunk.count

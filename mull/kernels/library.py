@@ -9,7 +9,7 @@ import ctypes
 import functools
 import os
 import sys
-from ctypes import c_char_p, c_float, c_int32, c_int64, c_void_p
+from ctypes import c_char_p, c_double, c_float, c_int32, c_int64, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -167,6 +167,39 @@ class Draw(ctypes.Structure):
     )
 
 
+class Guess(ctypes.Structure):
+    _fields_ = (
+        ("module", ctypes.POINTER(NextToken)),
+        ("head", ctypes.POINTER(Linear)),
+        ("step", Step),
+        ("hidden", c_void_p),
+        ("logits", c_void_p),
+        ("first", c_void_p),
+        ("room", c_void_p),
+        ("inverse_temperature", c_void_p),
+        ("noise", c_void_p),
+        ("rates", c_void_p),
+        ("means", c_void_p),
+        ("costs", c_void_p),
+        ("tokens", c_void_p),
+        ("sureness", c_void_p),
+        ("chances", c_void_p),
+        ("positions", c_void_p),
+        ("slots", c_void_p),
+        ("context", c_void_p),
+        ("query_starts", c_void_p),
+        ("rows", c_int64),
+        ("vocabulary", c_int64),
+        ("surenesses", c_int64),
+        ("rated_depths", c_int64),
+        ("depth", c_int64),
+        ("least_depth", c_int64),
+        ("passes", c_int64),
+        ("expected", c_double),
+        ("further_seconds", c_double),
+    )
+
+
 class Attention(ctypes.Structure):
     _fields_ = (
         ("q", c_void_p),
@@ -221,6 +254,7 @@ _STRUCTS = (
     LatentStack,
     NextToken,
     Draw,
+    Guess,
 )
 _STATUS = {
     1: "no memory for the kernel's buffers: use shorter prompts or fewer requests at once",
@@ -295,6 +329,7 @@ def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
         "mull_latent_stack": (i32, [pointer, pointer, pointer, i32]),
         "mull_next_token": (i32, [pointer, pointer, pointer, pointer, i32]),
         "mull_draw": (i32, [pointer, i32]),
+        "mull_guess": (i32, [pointer, i32]),
         "mull_attention_inputs": (i32, [pointer, i64, pointer, pointer, pointer, i32]),
         "mull_attention_outputs": (i32, [pointer, i64, pointer, pointer, pointer, i32]),
     }

@@ -158,6 +158,39 @@ struct Draw {
   int64_t stride;
 };
 
+// Guesses for `rows` sequences, each building on the one before, as many as bring most tokens a second:
+// `depth` at most. Tables of guesses are [depth, rows].
+struct Guess {
+  const NextToken* module;
+  const Linear* head;
+  Step step;             // all but tokens and places: those are set for every guess
+  float* hidden;         // [rows, hidden]: the module's output after position `first`; overwritten
+  float* logits;         // [rows, head.n]
+  const int64_t* first;  // [rows]
+  const int64_t* room;   // [rows], falling: guesses after the first that there is a place for
+  const float* inverse_temperature;  // [rows], see Draw
+  const double* noise;               // [depth, rows]
+  const double* rates;   // [rated_depths, surenesses]: how often guesses of such kinds come true
+  const double* means;   // [depth + 1]: and those of such a depth
+  const double* costs;   // [depth + 2]: of a step that checks so many guesses of each row
+  int64_t* tokens;       // [depth, rows]; -1: none
+  float* sureness;       // [depth, rows]
+  double* chances;       // [rows] of memory, as the next four
+  int64_t* positions;
+  int32_t* slots;
+  int32_t* context;
+  int32_t* query_starts;  // [rows + 1]
+  int64_t rows;
+  int64_t vocabulary;
+  int64_t surenesses;
+  int64_t rated_depths;
+  int64_t depth;
+  int64_t least_depth;     // guessed whether it pays or not
+  int64_t passes;          // made
+  double expected;         // tokens of the step that checks them, without any
+  double further_seconds;  // that all passes but the first took
+};
+
 struct Attention {
   const float* q;  // [rows, heads, key_dim], row stride q_stride floats
   const void* key;

@@ -162,8 +162,8 @@ MULL_EXPORT void mull_sizes(int64_t* sizes) {
   const size_t all[] = {sizeof(Linear), sizeof(Layer), sizeof(Paging),
                         sizeof(Stack),  sizeof(Step),  sizeof(Attention), sizeof(CacheRows),
                         sizeof(Routing), sizeof(LatentLayer), sizeof(LatentStack),
-                        sizeof(NextToken), sizeof(Draw)};
-  for (int i = 0; i < 12; ++i) sizes[i] = static_cast<int64_t>(all[i]);
+                        sizeof(NextToken), sizeof(Draw), sizeof(Guess)};
+  for (int i = 0; i < 13; ++i) sizes[i] = static_cast<int64_t>(all[i]);
 }
 
 MULL_EXPORT void mull_set_runtime(Parallel parallel, Number thread_number, Number team_size) {

@@ -1,0 +1,90 @@
+// Tokens that may follow, one after the other, each from what multi-token prediction made of the
+// guess before (engine/mtp.py says when and for whom).
+#include <time.h>
+
+#include "abi.h"
+#include "team.h"
+
+extern "C" {
+int32_t mull_linear(const Linear*, const float* x, int64_t rows, float* y, int32_t threads);
+int32_t mull_next_token(const NextToken*, const Step*, const float* hidden, float* x,
+                        int32_t threads);
+int32_t mull_draw(const Draw*, int32_t threads);
+}
+
+namespace {
+
+double seconds_now() {
+  timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<double>(now.tv_sec) + 1e-9 * static_cast<double>(now.tv_nsec);
+}
+
+// Rows are in falling order of room, so those that go on come first.
+int64_t rows_with_room(const Guess& g, int64_t passes) {
+  int64_t rows = 0;
+  while (rows < g.rows && g.room[rows] >= passes) ++rows;
+  return rows;
+}
+
+// How often a guess this deep and this sure comes true.
+double rate_of(const Guess& g, int64_t depth, float sureness) {
+  const int64_t place = static_cast<int64_t>(sureness * static_cast<float>(g.surenesses));
+  const int64_t last = g.surenesses - 1, deepest = g.rated_depths - 1;
+  return g.rates[(depth < deepest ? depth : deepest) * g.surenesses + (place < last ? place : last)];
+}
+
+// Places of one more key for each of the first rows.
+void step_on(const Guess& g, int64_t rows, int64_t passes, Step* step) {
+  const Paging& paging = g.step.paging;
+  for (int64_t r = 0; r < rows; ++r) {
+    const int64_t at = g.first[r] + passes;
+    const int32_t block = paging.block_table[r * paging.blocks_per_sequence + at / paging.block_size];
+    g.positions[r] = at;
+    g.slots[r] = static_cast<int32_t>(block * paging.block_size + at % paging.block_size);
+    g.context[r] = static_cast<int32_t>(at + 1);
+    g.query_starts[r] = static_cast<int32_t>(r);
+  }
+  g.query_starts[rows] = static_cast<int32_t>(rows);
+  step->rows = step->paging.sequences = rows;
+  step->slots = g.slots;
+  step->positions = g.positions;
+}
+
+}  // namespace
+
+MULL_EXPORT int32_t mull_guess(Guess* guess, int32_t threads) {
+  Guess& g = *guess;
+  Step step = g.step;
+  step.paging.context = g.context;
+  step.paging.query_starts = g.query_starts;
+  double expected = g.expected, begin = 0.0;
+  for (int64_t r = 0; r < g.rows; ++r) g.chances[r] = 1.0;
+  for (g.passes = 0; g.passes < g.depth;) {
+    const int64_t rows = rows_with_room(g, g.passes), at = g.passes * g.rows;
+    if (rows == 0) break;
+    if (g.passes) {
+      step_on(g, rows, g.passes, &step);
+      step.ids = g.tokens + at - g.rows;
+      if (int32_t status = mull_next_token(g.module, &step, g.hidden, g.hidden, threads))
+        return status;
+    }
+    if (int32_t status = mull_linear(g.head, g.hidden, rows, g.logits, threads)) return status;
+    const Draw draw{g.logits,      g.inverse_temperature, g.noise + at, g.tokens + at,
+                    g.sureness + at, rows,                  g.vocabulary, g.head->n};
+    if (int32_t status = mull_draw(&draw, threads)) return status;
+    double likely = 0.0;
+    for (int64_t r = 0; r < rows; ++r) {
+      if (g.tokens[at + r] < 0) return kOk;  // damaged weights of the module: nothing more to say
+      likely += g.chances[r] *= rate_of(g, g.passes, g.sureness[at + r]);
+    }
+    for (int64_t r = rows; r < g.rows; ++r) g.tokens[at + r] = -1;
+    expected += likely;
+    if (++g.passes == 1) begin = seconds_now();
+    const double more = likely * g.means[g.passes];
+    const bool pays = (expected + more) * g.costs[g.passes] > expected * g.costs[g.passes + 1];
+    if (!pays && g.passes >= g.least_depth) break;
+  }
+  g.further_seconds = g.passes > 1 ? seconds_now() - begin : 0.0;
+  return kOk;
+}
