@@ -28,7 +28,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mla-moe": {"mtp": False},
     "mla-dense": {"experts": False},
     "mla-dense-without-mtp": {"experts": False, "mtp": False},
-    "llama": {"architecture": "llama"},
+    "dense": {"architecture": "dense", "experts": False, "mtp": False},
 }
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "grpo": {"algorithm": "grpo"},

@@ -21,33 +21,65 @@ Entry = Mapping[str, Any]
 
 _MAX_SORTED = 12
 _PRIMES = (2, 3, 5, 7)
+_NUMBER = re.compile(r"-?\d+")
 
 
 def _expression(entry: Entry) -> str | None:
-    """basic_arithmetic, chain_sum, products: one operation after the other, innermost first."""
+    """basic_arithmetic, chain_sum, products: one operation after the other, innermost first, and
+    after each what is left of the expression, its parentheses and signs as they were."""
     lines: list[str] = []
-    value = _reduce(ast.parse(entry["metadata"]["expression"].strip(), mode="eval").body, lines)
+    value = _reduce(entry["metadata"]["expression"].strip(), lines)
     return "\n".join(lines) if str(value) == entry["answer"] else None
 
 
-def _reduce(node: ast.expr, lines: list[str]) -> int | None:
-    """The value of a tree of whole numbers, its steps appended; None where a division leaves a
-    remainder or something else is in the tree."""
+def _reduce(left: str, lines: list[str]) -> int | None:
+    """The value of an expression of whole numbers, its steps appended; None where a division leaves
+    a remainder or something else is in it."""
+    while not _NUMBER.fullmatch(left):
+        body = ast.parse(left, mode="eval").body
+        node = _reducible(body, left)
+        if node is None:  # a number in parentheses
+            return _number(body)
+        value = _value(node, lines)
+        if value is None:
+            return None
+        left = f"{left[: node.col_offset]}{value}{left[node.end_col_offset :]}"
+        if not _NUMBER.fullmatch(left):
+            lines.append(left)
+    return int(left)
+
+
+def _reducible(node: ast.expr, text: str) -> ast.expr | None:
+    """The first operation whose operands are written as numbers, or sign before parentheses."""
+    operands: list[ast.expr] = []
+    if isinstance(node, ast.BinOp):
+        operands = [node.left, node.right]
+    elif isinstance(node, ast.UnaryOp) and not _is_number(node, text):
+        operands = [node.operand]
+    for operand in operands:
+        if (found := _reducible(operand, text)) is not None:
+            return found
+    return node if operands else None
+
+
+def _is_number(node: ast.expr, text: str) -> bool:
+    return _NUMBER.fullmatch(text[node.col_offset : node.end_col_offset]) is not None
+
+
+def _value(node: ast.expr, lines: list[str]) -> int | None:
+    if isinstance(node, ast.BinOp):
+        a, b = _number(node.left), _number(node.right)
+        return None if a is None or b is None else _operate(a, node.op, b, lines)
+    return _number(node)
+
+
+def _number(node: ast.expr) -> int | None:
     match node:
         case ast.Constant(value=int(value)):
             return value
         case ast.UnaryOp(op=ast.USub(), operand=operand):
-            inner = _reduce(operand, lines)
-            if inner is None:
-                return None
-            if not isinstance(operand, ast.Constant):
-                lines.append(f"-({inner})={-inner}")
-            return -inner
-        case ast.BinOp(left=left, op=op, right=right):
-            a, b = _reduce(left, lines), _reduce(right, lines)
-            if a is None or b is None:
-                return None
-            return _operate(a, op, b, lines)
+            inner = _number(operand)
+            return None if inner is None else -inner
     return None
 
 
@@ -98,6 +130,7 @@ def _decimal_chain(entry: Entry) -> str | None:
         step = _scaled(number, places) * (1 if operator == "+" else -1)
         lines.append(_signed_sum(total, step))
         total += step
+    lines.append(f"{places} {total}")  # side by side again: where the point goes
     return "\n".join(lines) if Decimal(total).scaleb(-places) == Decimal(entry["answer"]) else None
 
 
@@ -236,10 +269,7 @@ def _simple_equation(entry: Entry) -> str | None:
     """a*x + b = c: take b away, divide by a."""
     left, _, right = entry["metadata"]["equation"].partition(" = ")
     name = entry["metadata"]["variable"]
-    at = [
-        _reduce(ast.parse(re.sub(rf"\b{name}\b", str(x), left), mode="eval").body, [])
-        for x in (0, 1, 2)
-    ]
+    at = [_reduce(re.sub(rf"\b{name}\b", str(x), left).strip(), []) for x in (0, 1, 2)]
     if None in at or not right.lstrip("-").isdigit():
         return None
     constant, slope = at[0], at[1] - at[0]  # type: ignore[operator]
