@@ -16,12 +16,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mull.engine.cache import PagedCache
 from mull.engine.native_step import (
     NativeStep,
     native_library,
     native_step,
     point_to_cache,
     tables_of,
+    with_other_tokens,
 )
 from mull.engine.packing import Fill, address, already_filled, norm_weight, take_packed
 from mull.engine.paged import PagedSequences
@@ -155,6 +157,8 @@ class FusedLatentLayers(nn.Module):
         """-> [T, D] float32; the new tokens' latents go to the cache."""
         step = native_step(ids_T, seqs, embedding, rope)
         kept = self.point(step, seqs)
+        if isinstance(seqs, PagedSequences):
+            seqs.native_step = step
         x_TD = torch.empty(step.rows, self.config.hidden_size)
         library.check(
             native_library().mull_latent_stack(
@@ -168,9 +172,7 @@ class FusedLatentLayers(nn.Module):
         """Point the step to these layers' cache; what is returned must outlive its use."""
         if isinstance(seqs, PagedSequences):
             point_to_cache(step, tables_of(seqs), seqs.cache.latents[0])
-            pointers = seqs.cache.latent_pointers
-            step.key_cache = ctypes.addressof(pointers) + self.first_layer * _POINTER_BYTES
-            return pointers
+            return self.point_to_own(step, seqs.cache)
         if not isinstance(seqs, PackedSequences):
             raise KernelError(f"fused layers cannot attend over {type(seqs).__name__}")
         tables, own = _own_cache(seqs.lengths, self.config.latent_dim)
@@ -178,6 +180,12 @@ class FusedLatentLayers(nn.Module):
         pointers = (ctypes.c_void_p * len(self.layers))(*[own.data_ptr()] * len(self.layers))
         step.key_cache = ctypes.addressof(pointers)
         return own, pointers
+
+    def point_to_own(self, step: NativeStep, cache: PagedCache) -> object:
+        """The cache's layers that are these, as `point`."""
+        pointers = cache.latent_pointers
+        step.key_cache = ctypes.addressof(pointers) + self.first_layer * _POINTER_BYTES
+        return pointers
 
 
 class FusedNextToken(nn.Module):
@@ -227,8 +235,12 @@ class FusedNextToken(nn.Module):
     ) -> Tensor:
         """hidden_TD: of the depth before; next_ids_T: the tokens that follow -> [T, D] float32."""
         hidden_TD = hidden_TD.float().contiguous()
-        step = native_step(next_ids_T, seqs, decoder.embed_tokens.head, decoder.rope)
-        kept = self.layers.point(step, seqs)
+        if isinstance(seqs, PagedSequences) and seqs.native_step is not None:
+            step = with_other_tokens(seqs.native_step, next_ids_T)
+            kept = self.layers.point_to_own(step, seqs.cache)
+        else:
+            step = native_step(next_ids_T, seqs, decoder.embed_tokens.head, decoder.rope)
+            kept = self.layers.point(step, seqs)
         x_TD = torch.empty_like(hidden_TD)
         library.check(
             native_library().mull_next_token(

@@ -25,7 +25,6 @@ from mull.engine.sampler import choose_surely, uniform
 from mull.engine.sequence import Sequence
 from mull.errors import ModelError
 from mull.kernels import PackedLinear, library
-from mull.kernels.attention import paging
 from mull.model.transformer import CausalLM
 
 Said = list[tuple[list[int], list[float]]]
@@ -74,11 +73,11 @@ def guess(
         assert isinstance(model.model, FusedDecoder)
         firsts = [len(seq) - 2 for seq in seqs]
         highest = max(first + room for first, room in zip(firsts, plan.rooms, strict=True))
-        cos, sin, by_position = model.model.rope.table(torch.tensor([highest]))
-        if by_position is not None:
+        table = model.model.rope.whole_table(highest)
+        if table is not None:
             rows = model.model.embed_tokens.head
             call = _Call(module, head, rows, cache, seqs, hidden_BD, plan, vocabulary)
-            return call.run(cos, sin)
+            return call.run(*table)
     return guess_with_torch(model, cache, seqs, hidden_BD, plan, vocabulary=vocabulary)
 
 
@@ -143,18 +142,13 @@ class _Call:
             for made in range(depth)
             for seq, inverse in zip(seqs, inverses, strict=True)
         ]
-        means = [plan.rates.mean(made) for made in range(DEPTHS)]
-        means += means[-1:] * (depth + 1 - len(means))
-        self._longs = torch.tensor(
-            [*(len(seq) - 2 for seq in seqs), *plan.rooms, *[0] * (rows * (1 + depth))]
-        )
-        self._doubles = torch.tensor(
-            [*noise, *plan.rates.rates(), *means[: depth + 1], *plan.costs[: depth + 2]]
-            + [0.0] * rows,
-            dtype=torch.float64,
-        )
-        self._floats = torch.tensor(inverses + [0.0] * (rows * depth))
-        self._ints = torch.empty(3 * rows + 1, dtype=torch.int32)
+        means = [plan.rates.mean(min(made, DEPTHS - 1)) for made in range(depth + 1)]
+        places = [*(len(seq) - 2 for seq in seqs), *plan.rooms, *[0] * (rows * (1 + depth))]
+        numbers = [*noise, *plan.rates.rates(), *means, *plan.costs[: depth + 2], *[0.0] * rows]
+        self._longs = (ctypes.c_int64 * len(places))(*places)
+        self._doubles = (ctypes.c_double * len(numbers))(*numbers)
+        self._floats = (ctypes.c_float * (rows * (1 + depth)))(*inverses)
+        self._ints = (ctypes.c_int32 * (3 * rows + 1))()
         self._logits = torch.empty(rows, head.out_features)
         self._hidden = hidden_BD.to(torch.float32, copy=True).contiguous()
         self._table = np.zeros((rows, max(len(seq.block_table) for seq in seqs)), dtype=np.int32)
@@ -162,16 +156,20 @@ class _Call:
             row_M[: len(seq.block_table)] = seq.block_table
         layer = module.layers.first_layer
         latents = cache.latents[layer]
-        table, ints = torch.from_numpy(self._table), self._ints
+        first_pointer = ctypes.addressof(cache.latent_pointers)
         self._step = library.Step(
             embedding=ctypes.pointer(embedding.native),
-            key_cache=ctypes.addressof(cache.latent_pointers)
-            + layer * ctypes.sizeof(ctypes.c_void_p),
+            key_cache=first_pointer + layer * ctypes.sizeof(ctypes.c_void_p),
             cache_kind=library.CACHE_KINDS[latents.dtype],
-            paging=paging(table, ints, ints, cache_NS=latents),
+            paging=library.Paging(
+                block_table=self._table.ctypes.data,
+                blocks_per_sequence=self._table.shape[1],
+                num_blocks=cache.num_blocks,
+                block_size=cache.block_size,
+            ),
         )
-        longs, doubles = self._longs.data_ptr(), self._doubles.data_ptr()
-        floats, numbers = self._floats.data_ptr(), ints.data_ptr()
+        longs, doubles = ctypes.addressof(self._longs), ctypes.addressof(self._doubles)
+        floats, ints = ctypes.addressof(self._floats), ctypes.addressof(self._ints)
         rates = doubles + 8 * rows * depth
         averages = rates + 8 * SURENESSES * DEPTHS
         costs = averages + 8 * (depth + 1)
@@ -192,9 +190,9 @@ class _Call:
             chances=costs + 8 * (depth + 2),
             inverse_temperature=floats,
             sureness=floats + 4 * rows,
-            slots=numbers,
-            context=numbers + 4 * rows,
-            query_starts=numbers + 8 * rows,
+            slots=ints,
+            context=ints + 4 * rows,
+            query_starts=ints + 8 * rows,
             rows=rows,
             vocabulary=vocabulary,
             surenesses=SURENESSES,
@@ -208,8 +206,8 @@ class _Call:
         self.native.step.cos, self.native.step.sin = cos.data_ptr(), sin.data_ptr()
         library.check(native_library().mull_guess(ctypes.byref(self.native), library.threads()))
         rows, made = self.rows, self.native.passes
-        tokens = self._longs[3 * rows : (3 + made) * rows].tolist()
-        sureness = self._floats[rows : (1 + made) * rows].tolist()
+        tokens = self._longs[3 * rows : (3 + made) * rows]
+        sureness = self._floats[rows : (1 + made) * rows]
         said: Said = []
         for b in range(rows):
             own = tokens[b::rows]

@@ -25,14 +25,12 @@ from torch import Tensor
 from mull.engine.cache import PagedCache
 from mull.engine.guess_rates import GuessRates
 from mull.engine.guessing import Plan, guess
+from mull.engine.mtp_gate import DEEPEST
 from mull.engine.paged import PagedSequences
 from mull.engine.scheduler import Chunk
 from mull.engine.sequence import Sequence
 from mull.engine.step_costs import StepCosts
 from mull.model.transformer import CausalLM
-
-# Of one sequence in one step. Beyond it even sure guesses add little to the rate.
-MAX_DRAFT = 15
 
 
 class Fork(NamedTuple):
@@ -125,11 +123,11 @@ class MtpDrafter:
             costs.observe_extra("fill", filled - start)
         if useful is None:
             return
-        rooms = {
-            seq: min(self._room(seq), useful(seq) - 1)
-            for seq in row_of
-            if useful(seq) > 0 and not self._lacks_keys(seq)
-        }
+        rooms: dict[Sequence, int] = {}
+        for seq in row_of:
+            most = useful(seq)
+            if most > 0 and not self._lacks_keys(seq):
+                rooms[seq] = min(self._room(seq), most - 1)
         if not rooms:
             return
         wanted = sorted(rooms, key=lambda seq: -rooms[seq])
@@ -152,7 +150,7 @@ class MtpDrafter:
 
     def _plan(self, rooms: list[int], ends: int, costs: StepCosts, least_depth: int) -> Plan:
         """ends: sequences in the next step. Guesses go as far as anybody's room."""
-        depth, rows = min(MAX_DRAFT, rooms[0] + 1), len(rooms)
+        depth, rows = min(DEEPEST, rooms[0] + 1), len(rooms)
         besides = costs.extra("fill") + costs.extra("guess") - costs.extra("deepen")
         further = costs.extra("deepen")
         steps = [costs.cost(ends + rows * made) for made in range(depth + 2)]

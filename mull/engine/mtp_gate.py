@@ -25,8 +25,8 @@ _TRIAL, _LONGEST_TRIAL = 64, 64
 _FURTHER_EVERY = 4
 # Refused, it guesses all the same every so many steps, so as to see when that would pay.
 _PROBE_EVERY = 32
-# Guesses for each that are looked at.
-_DEEPEST = 4
+# Guesses for each, at most.
+DEEPEST = 4
 
 
 class MtpGate:
@@ -81,7 +81,7 @@ class MtpGate:
             if expected >= least * cost:
                 return True
         chance = rates.mean(0)
-        for depth in range(1, _DEEPEST):  # or several for each
+        for depth in range(1, DEEPEST):  # or several for each
             chance *= rates.mean(depth)
             besides += costs.extra("deepen")
             expected += ends * chance

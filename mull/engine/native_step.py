@@ -39,6 +39,15 @@ def native_step(ids_T: Tensor, seqs: Sequences, embedding: PackedLinear, rope: R
     return step
 
 
+def with_other_tokens(step: NativeStep, ids_T: Tensor) -> NativeStep:
+    """The same places once more."""
+    ids_T = ids_T.long().contiguous()
+    again = NativeStep.from_buffer_copy(step)
+    again.ids = ids_T.data_ptr()
+    again.kept = *step.kept, ids_T
+    return again
+
+
 def point_to_cache(
     step: NativeStep,
     tables: tuple[Tensor, Tensor, Tensor, Tensor],

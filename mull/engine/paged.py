@@ -6,6 +6,8 @@ T new tokens (packed) · B sequences · M blocks of a sequence · H heads · G k
 from __future__ import annotations
 
 from array import array
+from itertools import accumulate
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +17,9 @@ from mull import kernels
 from mull.engine.cache import PagedCache
 from mull.engine.scheduler import Chunk
 from mull.engine.sequence import Sequence
+
+# Up to so many rows a step's tables are made without numpy's vector operations.
+_FEW_ROWS = 64
 
 
 class BlockTables:
@@ -63,6 +68,8 @@ class PagedSequences:
     """
 
     absorb = True
+    # What native code was told of these rows, for a second pass over them.
+    native_step: Any = None
 
     def __init__(
         self, chunks: list[Chunk], cache: PagedCache, tables: BlockTables | None = None
@@ -72,17 +79,23 @@ class PagedSequences:
         table_BM = (tables or BlockTables()).matrix([chunk.seq for chunk in chunks])
         starts_B = np.array([chunk.start for chunk in chunks])
         counts = [chunk.rows for chunk in chunks]
-        self.is_decode = sum(counts) == batch
-        if self.is_decode:
-            # In Python: a few numbers for each sequence cost less than a dozen calls of numpy.
-            ids_T = np.array([chunk.seq.token_ids[chunk.start] for chunk in chunks])
-            places = [(chunk.seq.block_table, chunk.start) for chunk in chunks]
+        rows = sum(counts)
+        self.is_decode = rows == batch
+        if rows <= _FEW_ROWS:
+            # In Python: a few numbers for each row cost less than a dozen calls of numpy.
+            ids_T = np.array([token for chunk in chunks for token in chunk.tokens])
+            places = [
+                (chunk.seq.block_table, place)
+                for chunk, count in zip(chunks, counts, strict=True)
+                for place in range(chunk.start, chunk.start + count)
+            ]
+            positions_T = np.array([place for _, place in places])
             slots_T = np.array(
-                [table[start // size] * size + start % size for table, start in places],
+                [table[place // size] * size + place % size for table, place in places],
                 dtype=np.int32,
             )
-            starts_B1 = np.arange(batch + 1, dtype=np.int32)
-            positions_T, context_B = starts_B, starts_B + 1
+            starts_B1 = np.array([0, *accumulate(counts)], dtype=np.int32)
+            context_B = starts_B + counts
         else:
             counts_B = np.array(counts)
             ids_T = np.array([token for chunk in chunks for token in chunk.tokens])

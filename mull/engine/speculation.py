@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Literal, cast, get_args
 
 from mull.engine.lookup import PromptLookup
-from mull.engine.mtp import MAX_DRAFT, MtpDrafter
+from mull.engine.mtp import MtpDrafter
 from mull.engine.mtp_gate import LEAST_GAIN, Choice, MtpGate
 from mull.engine.scheduler import Chunk, Scheduler
 from mull.engine.sequence import Sequence
@@ -19,6 +19,8 @@ from mull.errors import RequestError
 
 Mode = Literal["auto", "off", "ngram", "mtp"]
 
+# Of one sequence in one step. Beyond it even sure guesses add little to the rate.
+MAX_DRAFT = 15
 # Guesses less likely than this are not worth a look.
 _LEAST_CHANCE = 0.1
 # A probe looks at a first guess, a second, and a third that stands for all further ones.
@@ -67,7 +69,7 @@ class Speculation:
 
     @property
     def least_depth(self) -> int:
-        """Guesses to be made now though they may not pay: to see how often further ones are right."""
+        """Guesses to be made though they may not pay: to see how often further ones are right."""
         return _PROBED if self.gate.is_probe else 1
 
     def learn(self, chunks: list[Chunk], seconds: float) -> None:

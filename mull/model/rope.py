@@ -54,11 +54,17 @@ class Rope:
         if device.type != "cpu" or not positions_T.numel():
             return *self._turned(positions_T), None
         highest = int(positions_T.numpy().max())  # of few numbers: faster than torch's
+        whole = self.whole_table(highest)
+        return (*self._turned(positions_T), None) if whole is None else (*whole, positions_T)
+
+    def whole_table(self, highest: int) -> tuple[Tensor, Tensor] | None:
+        """(cos, sin) on the CPU, row p for position p, up to `highest` at least; None where that is
+        beyond the context."""
         if highest >= self._context:
-            return *self._turned(positions_T), None
+            return None
         if highest >= len(self._table_2Pr[0]):
             self._grow(highest + 1)
-        return *self._table_2Pr, positions_T
+        return self._table_2Pr
 
     def _turned(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
         angles_Tr = positions_T.float()[:, None] * self._on_device[positions_T.device]
