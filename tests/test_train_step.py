@@ -173,6 +173,46 @@ def test_mtp_learns_the_token_two_ahead_within_its_sequence() -> None:
     assert report.mtp_hits == pytest.approx(torch.cat(hits).float().mean().item())
 
 
+def test_further_passes_of_mtp_learn_what_drafting_asks_of_it() -> None:
+    """Pass k at place i goes on from pass k - 1 at place i - 1, within its sequence."""
+    model, lengths, passes = fresh_model(DEEPSEEK, mtp=True), [6, 2, 1, 9], 3
+    batch = packed(lengths, prompt=2)
+    losses: list[list[Tensor]] = [[] for _ in range(passes)]
+    start = 0
+    with torch.no_grad():
+        for length in lengths:
+            ids_T = batch.ids_T[start : start + length]
+            start += length
+            if length < 3:
+                continue
+            seqs = PackedSequences([length - 1])
+            first_TD = model(ids_T[:-1], seqs)
+            hidden_TD = first_TD
+            for found in losses:
+                out_TD = model.mtp_hidden(hidden_TD, ids_T[1:], seqs)
+                logits_TV = model.logits(out_TD)[:-1]
+                found.append(
+                    torch.nn.functional.cross_entropy(logits_TV, ids_T[2:], reduction="none")
+                )
+                hidden_TD = torch.cat((first_TD[:1], out_TD[:-1]))
+    report = Learner(model, SPEC, 1, mtp_weight=0.3, mtp_passes=passes).step([batch], sft)
+    expected = torch.stack([torch.cat(found).mean() for found in losses]).mean()
+    assert report.mtp_loss == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_only_mtp_may_learn_and_the_model_stays_to_the_bit() -> None:
+    model = fresh_model(DEEPSEEK, mtp=True)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    learner = Learner(model, SPEC, 3, mtp_weight=0.3, mtp_passes=2, only_mtp=True)
+    reports = [learner.step([packed([9, 5])], sft) for _ in range(3)]
+    moved = {n for n, tensor in model.state_dict().items() if not torch.equal(tensor, before[n])}
+    assert moved
+    assert all(name.startswith("mtp.") for name in moved)
+    assert reports[-1].mtp_loss < reports[0].mtp_loss
+    with pytest.raises(TrainError, match="no multi-token prediction"):
+        Learner(fresh_model(DEEPSEEK), SPEC, 1, mtp_weight=0.3, only_mtp=True)
+
+
 def test_mtp_weight_scales_its_gradient_and_zero_trains_none_of_it() -> None:
     found = [
         gradients_of(fresh_model(DEEPSEEK, mtp=True), [packed([9, 5])], sft, mtp_weight=w)[0]

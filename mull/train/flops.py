@@ -20,23 +20,27 @@ def step_flops(
     learnt: int,
     *,
     mtp_targets: int = 0,
+    mtp_passes: int = 1,
     frozen: bool = False,
+    only_mtp: bool = False,
 ) -> float:
     """Of one update on sequences of these lengths, `learnt` of whose tokens go through the head.
 
     mtp_targets: tokens learnt by the MTP module, where it is trained. frozen: only adapters learn,
-    so the big matrices have no gradient of their own.
+    so the big matrices have no gradient of their own. only_mtp: the model is only run forward.
     """
     products = 2 if frozen else 3  # forward, gradient of the input, gradient of the weight
+    runs = 1 if only_mtp else products
     tokens = sum(lengths)
     head = config.vocab_size * config.hidden_size
     layers = _per_token(config)
     attention = sum(_attention(config, length) for length in lengths)
-    total = products * 2 * (layers * tokens + head * learnt)
-    total += 3 * attention * config.num_hidden_layers
+    total = runs * 2 * (layers * tokens + head * learnt)
+    total += (1 if only_mtp else 3) * attention * config.num_hidden_layers
     if mtp_targets:
         layer = _per_token(config, mtp=True) - layers
-        total += products * 2 * (layer * tokens + head * mtp_targets) + 3 * attention
+        once = products * 2 * (layer * tokens + head * mtp_targets) + 3 * attention
+        total += mtp_passes * once
     return float(total)
 
 

@@ -166,7 +166,9 @@ class LearnStage(StageBase):
     """Learning from given text: pretrain learns every token, sft only what the assistant says.
 
     spread: the share of sequences that are read at positions with random gaps, so that more than
-    the distances seen so far is met (arXiv 2305.16843).
+    the distances seen so far is met (arXiv 2305.16843). mtp_passes: the MTP module is applied so many
+    times, to its own output after the first, as where it drafts (FastMTP, arXiv 2509.18362). learns:
+    all, or the MTP module alone, which follows a model that reinforcement learning has moved.
     """
 
     data: Annotated[tuple[DataSpec, ...], Field(min_length=1)]
@@ -175,6 +177,8 @@ class LearnStage(StageBase):
     batch_tokens: Positive = 8192
     max_length: Positive = 512
     mtp_weight: Annotated[float, Field(ge=0)] = 0.3
+    mtp_passes: Annotated[int, Field(ge=1, le=8)] = 1
+    learns: Literal["all", "mtp"] = "all"
     spread: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     @model_validator(mode="after")

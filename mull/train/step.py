@@ -64,7 +64,9 @@ class Learner:
 
     precision bf16: products in bfloat16 by autocast, weights and optimiser stay float32.
     checkpointing: layers are computed again in the backward pass, which saves memory.
-    mtp_weight: lambda of the MTP loss (V3 report, eq. 24), 0: not trained. temperature: of the
+    mtp_weight: lambda of the MTP loss (V3 report, eq. 24), 0: not trained. mtp_passes: how often
+    the module is applied, after the first time to its own output of the place before. only_mtp:
+    nothing else learns; TrainError for a model without it. temperature: of the
     policy whose log-probabilities are meant, as in its rollouts.
     """
 
@@ -77,6 +79,8 @@ class Learner:
         precision: Literal["fp32", "bf16"] = "fp32",
         checkpointing: bool = False,
         mtp_weight: float = 0.0,
+        mtp_passes: int = 1,
+        only_mtp: bool = False,
         balance: Balance | None = None,
         temperature: float = 1.0,
     ) -> None:
@@ -85,8 +89,17 @@ class Learner:
         self.precision, self.temperature = precision, temperature
         self.mtp_weight = mtp_weight if len(model.mtp) else 0.0
         model.model.checkpointing = checkpointing
+        self.mtp_passes, self._only_mtp = mtp_passes, only_mtp
         for depth in model.mtp if not self.mtp_weight else ():
             depth.requires_grad_(False)
+        if only_mtp:
+            if not self.mtp_weight:
+                raise TrainError(
+                    'learns is "mtp", but the model has no multi-token prediction '
+                    "(or mtp_weight is 0)"
+                )
+            model.model.requires_grad_(False)
+            model.lm_head.requires_grad_(False)
         self.updater = Updater(model.named_parameters(), spec, total_steps)
         self.routing = Routing(model, balance or Balance())
         self.device = model.lm_head.weight.device
@@ -209,17 +222,27 @@ class Learner:
     def _mtp(
         self, batch: Batch, hidden_TD: Tensor, seqs: PackedSequences, sums: _Sums, targets: int
     ) -> Tensor | None:
-        """This batch's part of the mean cross-entropy of the tokens two ahead (V3 eq. 24)."""
+        """This batch's part of the mean cross-entropy of the tokens two ahead (V3 eq. 24), of all
+        passes; the hits are the first one's."""
         if not self.mtp_weight or not targets:
             return None
         two_T, learn_T = _two_ahead(batch)
         rows_L = learn_T.nonzero()[:, 0]
-        mtp_TD = self.model.mtp_hidden(hidden_TD, batch.targets_T, seqs)
-        logprob_L, _, is_top_L = token_statistics(
-            mtp_TD[rows_L], self.model.lm_head.weight, two_T[rows_L]
-        )
-        loss = -logprob_L.sum() / targets
-        sums.add_mtp(loss, is_top_L.sum() / targets)
+        starts_T1 = _starts(batch)[:, None]
+        passes: list[Tensor] = []
+        before_TD = hidden_TD
+        for _ in range(self.mtp_passes):
+            mtp_TD = self.model.mtp_hidden(before_TD, batch.targets_T, seqs)
+            logprob_L, _, is_top_L = token_statistics(
+                mtp_TD[rows_L], self.model.lm_head.weight, two_T[rows_L]
+            )
+            if not passes:
+                hits = is_top_L.sum() / targets
+            passes.append(-logprob_L.sum() / targets)
+            # What stands for the hidden state of a place is what the module made of the one before.
+            before_TD = torch.where(starts_T1, hidden_TD, mtp_TD.roll(1, 0))
+        loss = torch.stack(passes).mean()
+        sums.add_mtp(loss, hits)
         return loss
 
     def _check(self, loss: float, norm: float) -> None:
@@ -237,7 +260,13 @@ class Learner:
             sum(int(_two_ahead(batch)[1].sum()) for batch in batches) if self.mtp_weight else 0
         )
         return step_flops(
-            self.model.config, lengths, learnt, mtp_targets=targets, frozen=self._frozen
+            self.model.config,
+            lengths,
+            learnt,
+            mtp_targets=targets,
+            mtp_passes=self.mtp_passes,
+            frozen=self._frozen and not self._only_mtp,
+            only_mtp=self._only_mtp,
         )
 
     @contextmanager
@@ -294,6 +323,13 @@ def _two_ahead(batch: Batch) -> tuple[Tensor, Tensor]:
     same_T = batch.sequence_T == batch.sequence_T.roll(-1)
     same_T[-1:] = False
     return two_T, batch.learn_T.roll(-1) & same_T
+
+
+def _starts(batch: Batch) -> Tensor:
+    """Whether a place is the first of its sequence, [T]."""
+    starts_T = batch.sequence_T != batch.sequence_T.roll(1)
+    starts_T[:1] = True
+    return starts_T
 
 
 def _experts(batch: Batch) -> Tensor | None:

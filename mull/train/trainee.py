@@ -38,14 +38,18 @@ class Trainee:
         self.writer = self.opened.writer
         refuse_vocabulary(self.model, self.writer)
         self.has_adapters = any(adapters(self.model))
-        is_balanced = isinstance(stage, LearnStage) and not self.has_adapters
+        learning = stage if isinstance(stage, LearnStage) else None
+        only_mtp = learning is not None and learning.learns == "mtp"
+        is_balanced = learning is not None and not self.has_adapters and not only_mtp
         self.learner = Learner(
             self.model,
             stage.optimiser,
             updates,
             precision=settled(stage.precision),
             checkpointing=stage.checkpointing,
-            mtp_weight=stage.mtp_weight if isinstance(stage, LearnStage) else 0.0,
+            mtp_weight=learning.mtp_weight if learning else 0.0,
+            mtp_passes=learning.mtp_passes if learning else 1,
+            only_mtp=only_mtp,
             balance=Balance() if is_balanced else _STILL,
             temperature=temperature,
         )
