@@ -166,9 +166,9 @@ class LearnStage(StageBase):
     """Learning from given text: pretrain learns every token, sft only what the assistant says.
 
     spread: the share of sequences that are read at positions with random gaps, so that more than
-    the distances seen so far is met (arXiv 2305.16843). mtp_passes: the MTP module is applied so many
-    times, to its own output after the first, as where it drafts (FastMTP, arXiv 2509.18362). learns:
-    all, or the MTP module alone, which follows a model that reinforcement learning has moved.
+    the distances seen so far is met (arXiv 2305.16843). mtp_passes: the MTP module is applied so
+    many times, after the first to its own output, as it is in drafting (FastMTP, arXiv 2509.18362).
+    learns: all, or the MTP module alone, which follows a model that RL has moved.
     """
 
     data: Annotated[tuple[DataSpec, ...], Field(min_length=1)]
