@@ -13,12 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mull.engine.cache import PagedCache
 from mull.engine.fused_decoder import FusedDecoder
 from mull.engine.fused_latent import FusedNextToken
 from mull.engine.guess_rates import DEPTHS, SURENESSES, GuessRates
+from mull.engine.mtp_gate import DEEPEST
 from mull.engine.native_step import native_library
 from mull.engine.paged import PagedSequences
 from mull.engine.sampler import choose_surely, uniform
@@ -28,6 +29,7 @@ from mull.kernels import PackedLinear, library
 from mull.model.transformer import CausalLM
 
 Said = list[tuple[list[int], list[float]]]
+_RATES = SURENESSES * DEPTHS
 
 
 @dataclass(frozen=True)
@@ -54,31 +56,36 @@ class Plan:
         return pays or made < self.least_depth
 
 
-def guess(
-    model: CausalLM,
-    cache: PagedCache,
-    seqs: list[Sequence],
-    hidden_BD: Tensor,
-    plan: Plan,
-    *,
-    vocabulary: int,
-) -> tuple[Said, float]:
-    """(guesses of each sequence and how sure the module was of each, seconds of all passes but the
-    first). hidden_BD: the module's output before each sequence's last token.
+class Guesser:
+    """Guesses with a model's first MTP module, whose keys are in the cache's layer after its own.
 
     Sampling filters and penalties are not looked at in native code: only guesses depend on it.
     """
-    module, head = model.mtp[0], model.lm_head
-    if isinstance(module, FusedNextToken) and isinstance(head, PackedLinear):
-        assert isinstance(model.model, FusedDecoder)
+
+    def __init__(self, model: CausalLM, cache: PagedCache, *, vocabulary: int) -> None:
+        self.model, self.cache = model, cache
+        self._decoder: nn.Module = model.model
+        self._vocabulary = vocabulary
+        self._calls: dict[int, _Call] = {}
+
+    def guess(self, seqs: list[Sequence], hidden_BD: Tensor, plan: Plan) -> tuple[Said, float]:
+        """(guesses of each sequence and how sure the module was of each, seconds of all passes but
+        the first). hidden_BD: the module's output before each sequence's last token."""
+        model, decoder, module = self.model, self._decoder, self.model.mtp[0]
+        if not (isinstance(decoder, FusedDecoder) and isinstance(module, FusedNextToken)):
+            return guess_with_torch(model, self.cache, seqs, hidden_BD, plan, self._vocabulary)
         firsts = [len(seq) - 2 for seq in seqs]
         highest = max(first + room for first, room in zip(firsts, plan.rooms, strict=True))
-        table = model.model.rope.whole_table(highest)
-        if table is not None:
-            rows = model.model.embed_tokens.head
-            call = _Call(module, head, rows, cache, seqs, hidden_BD, plan, vocabulary)
-            return call.run(*table)
-    return guess_with_torch(model, cache, seqs, hidden_BD, plan, vocabulary=vocabulary)
+        table = decoder.rope.whole_table(highest)
+        if table is None:
+            return guess_with_torch(model, self.cache, seqs, hidden_BD, plan, self._vocabulary)
+        call = self._calls.get(len(seqs))
+        if call is None:
+            head, embedding = model.lm_head, decoder.embed_tokens.head
+            assert isinstance(head, PackedLinear)
+            call = _Call(module, head, embedding, self.cache, len(seqs), self._vocabulary)
+            self._calls[len(seqs)] = call
+        return call.run(seqs, firsts, hidden_BD, plan, table)
 
 
 def guess_with_torch(
@@ -87,10 +94,9 @@ def guess_with_torch(
     seqs: list[Sequence],
     hidden_BD: Tensor,
     plan: Plan,
-    *,
     vocabulary: int,
 ) -> tuple[Said, float]:
-    """As `guess`, with a pass in Python for every guess, and with every filter."""
+    """As Guesser.guess, with a pass in Python for every guess, and with every filter."""
     said: Said = [([], []) for _ in seqs]
     chances, expected = [1.0] * len(seqs), plan.expected
     for made in range(plan.depth):
@@ -119,7 +125,7 @@ def guess_with_torch(
 
 
 class _Call:
-    """The memory of one native call (native/abi.h, Guess)."""
+    """The memory of native calls for so many sequences (native/abi.h, Guess)."""
 
     def __init__(
         self,
@@ -127,57 +133,31 @@ class _Call:
         head: PackedLinear,
         embedding: PackedLinear,
         cache: PagedCache,
-        seqs: list[Sequence],
-        hidden_BD: Tensor,
-        plan: Plan,
+        rows: int,
         vocabulary: int,
     ) -> None:
-        rows, depth = len(seqs), min(plan.depth, plan.rooms[0] + 1)
-        self.rows, self.depth = rows, depth
-        inverses = [
-            0.0 if seq.sampling.is_greedy else 1.0 / seq.sampling.temperature for seq in seqs
-        ]
-        noise = [
-            uniform(seq.seed, seq.index, seq.generated + made) if inverse else 0.0
-            for made in range(depth)
-            for seq, inverse in zip(seqs, inverses, strict=True)
-        ]
-        means = [plan.rates.mean(min(made, DEPTHS - 1)) for made in range(depth + 1)]
-        places = [*(len(seq) - 2 for seq in seqs), *plan.rooms, *[0] * (rows * (1 + depth))]
-        numbers = [*noise, *plan.rates.rates(), *means, *plan.costs[: depth + 2], *[0.0] * rows]
-        self._longs = (ctypes.c_int64 * len(places))(*places)
-        self._doubles = (ctypes.c_double * len(numbers))(*numbers)
-        self._floats = (ctypes.c_float * (rows * (1 + depth)))(*inverses)
+        self.module, self.head, self.embedding = module, head, embedding
+        self.rows = rows
+        guesses = rows * DEEPEST
+        self._longs = (ctypes.c_int64 * (3 * rows + guesses))()
+        self._doubles = (ctypes.c_double * (guesses + _RATES + 2 * DEEPEST + 3 + rows))()
+        self._floats = (ctypes.c_float * (rows + guesses))()
         self._ints = (ctypes.c_int32 * (3 * rows + 1))()
         self._logits = torch.empty(rows, head.out_features)
-        self._hidden = hidden_BD.to(torch.float32, copy=True).contiguous()
-        self._table = np.zeros((rows, max(len(seq.block_table) for seq in seqs)), dtype=np.int32)
-        for row_M, seq in zip(self._table, seqs, strict=True):
-            row_M[: len(seq.block_table)] = seq.block_table
+        self._table: np.ndarray = np.zeros((rows, 1), dtype=np.int32)
         layer = module.layers.first_layer
-        latents = cache.latents[layer]
-        first_pointer = ctypes.addressof(cache.latent_pointers)
-        self._step = library.Step(
-            embedding=ctypes.pointer(embedding.native),
-            key_cache=first_pointer + layer * ctypes.sizeof(ctypes.c_void_p),
-            cache_kind=library.CACHE_KINDS[latents.dtype],
-            paging=library.Paging(
-                block_table=self._table.ctypes.data,
-                blocks_per_sequence=self._table.shape[1],
-                num_blocks=cache.num_blocks,
-                block_size=cache.block_size,
-            ),
-        )
+        pointers = ctypes.addressof(cache.latent_pointers)
         longs, doubles = ctypes.addressof(self._longs), ctypes.addressof(self._doubles)
         floats, ints = ctypes.addressof(self._floats), ctypes.addressof(self._ints)
-        rates = doubles + 8 * rows * depth
-        averages = rates + 8 * SURENESSES * DEPTHS
-        costs = averages + 8 * (depth + 1)
+        self._rates = guesses  # where they are among the doubles; then means, costs and chances
+        rates = doubles + 8 * guesses
+        costs = rates + 8 * (_RATES + DEEPEST + 1)
         self.native = library.Guess(
-            module=ctypes.pointer(module.native),
-            head=ctypes.pointer(head.native),
-            step=self._step,
-            hidden=self._hidden.data_ptr(),
+            step=library.Step(
+                key_cache=pointers + layer * ctypes.sizeof(ctypes.c_void_p),
+                cache_kind=library.CACHE_KINDS[cache.dtype],
+                paging=library.Paging(num_blocks=cache.num_blocks, block_size=cache.block_size),
+            ),
             logits=self._logits.data_ptr(),
             first=longs,
             room=longs + 8 * rows,
@@ -185,9 +165,9 @@ class _Call:
             tokens=longs + 24 * rows,
             noise=doubles,
             rates=rates,
-            means=averages,
+            means=rates + 8 * _RATES,
             costs=costs,
-            chances=costs + 8 * (depth + 2),
+            chances=costs + 8 * (DEEPEST + 2),
             inverse_temperature=floats,
             sureness=floats + 4 * rows,
             slots=ints,
@@ -197,15 +177,29 @@ class _Call:
             vocabulary=vocabulary,
             surenesses=SURENESSES,
             rated_depths=DEPTHS,
-            depth=depth,
-            least_depth=plan.least_depth,
-            expected=plan.expected,
         )
 
-    def run(self, cos: Tensor, sin: Tensor) -> tuple[Said, float]:
-        self.native.step.cos, self.native.step.sin = cos.data_ptr(), sin.data_ptr()
-        library.check(native_library().mull_guess(ctypes.byref(self.native), library.threads()))
-        rows, made = self.rows, self.native.passes
+    def run(
+        self,
+        seqs: list[Sequence],
+        firsts: list[int],
+        hidden_BD: Tensor,
+        plan: Plan,
+        table: tuple[Tensor, Tensor],
+    ) -> tuple[Said, float]:
+        rows, native, depth = self.rows, self.native, min(plan.depth, plan.rooms[0] + 1)
+        hidden_BD = hidden_BD.to(torch.float32, copy=True).contiguous()  # is written to
+        self._put(seqs, firsts, plan, depth)
+        step = native.step
+        # Asked for anew: whoever puts new weights in binds them anew.
+        native.module = ctypes.pointer(self.module.native)
+        native.head = ctypes.pointer(self.head.native)
+        step.embedding = ctypes.pointer(self.embedding.native)
+        native.hidden = hidden_BD.data_ptr()
+        step.cos, step.sin = table[0].data_ptr(), table[1].data_ptr()
+        native.depth, native.least_depth, native.expected = depth, plan.least_depth, plan.expected
+        library.check(native_library().mull_guess(ctypes.byref(native), library.threads()))
+        made = native.passes
         tokens = self._longs[3 * rows : (3 + made) * rows]
         sureness = self._floats[rows : (1 + made) * rows]
         said: Said = []
@@ -213,4 +207,31 @@ class _Call:
             own = tokens[b::rows]
             count = own.index(-1) if -1 in own else made
             said.append((own[:count], sureness[b::rows][:count]))
-        return said, self.native.further_seconds
+        return said, native.further_seconds
+
+    def _put(self, seqs: list[Sequence], firsts: list[int], plan: Plan, depth: int) -> None:
+        rows, rates = self.rows, self._rates
+        self._longs[: 2 * rows] = [*firsts, *plan.rooms]
+        inverses = [
+            0.0 if seq.sampling.is_greedy else 1.0 / seq.sampling.temperature for seq in seqs
+        ]
+        self._floats[:rows] = inverses
+        if any(inverses):
+            self._doubles[: rows * depth] = [
+                uniform(seq.seed, seq.index, seq.generated + made) if inverse else 0.0
+                for made in range(depth)
+                for seq, inverse in zip(seqs, inverses, strict=True)
+            ]
+        means = [plan.rates.mean(made) for made in range(DEPTHS)]
+        means += means[-1:] * (DEEPEST + 1 - DEPTHS)
+        costs = plan.costs + plan.costs[-1:] * (DEEPEST + 2 - len(plan.costs))
+        numbers = [*plan.rates.rates(), *means, *costs]
+        self._doubles[rates : rates + len(numbers)] = numbers
+        longest = max(len(seq.block_table) for seq in seqs)
+        if longest > self._table.shape[1]:
+            self._table = np.zeros((rows, 2 * longest), dtype=np.int32)
+        for row_M, seq in zip(self._table, seqs, strict=True):
+            row_M[: len(seq.block_table)] = seq.block_table
+        paging = self.native.step.paging
+        paging.block_table = self._table.ctypes.data
+        paging.blocks_per_sequence = self._table.shape[1]

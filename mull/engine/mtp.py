@@ -24,7 +24,7 @@ from torch import Tensor
 
 from mull.engine.cache import PagedCache
 from mull.engine.guess_rates import GuessRates
-from mull.engine.guessing import Plan, guess
+from mull.engine.guessing import Guesser, Plan
 from mull.engine.mtp_gate import DEEPEST
 from mull.engine.paged import PagedSequences
 from mull.engine.scheduler import Chunk
@@ -70,7 +70,7 @@ class MtpDrafter:
         self.model = model
         self.cache = cache
         self.rates = GuessRates()
-        self._vocabulary = vocabulary
+        self._guesser = Guesser(model, cache, vocabulary=vocabulary)
         self._guesses: dict[Sequence, Guesses] = {}
         # Blocks that lack keys, because they were computed while nobody followed.
         self._stale_N = np.zeros(cache.num_blocks, dtype=bool)
@@ -133,9 +133,7 @@ class MtpDrafter:
         wanted = sorted(rooms, key=lambda seq: -rooms[seq])
         plan = self._plan([rooms[seq] for seq in wanted], len(row_of), costs, least_depth)
         out_BD = out_TD[[row_of[seq] for seq in wanted]]
-        said, further = guess(
-            self.model, self.cache, wanted, out_BD, plan, vocabulary=self._vocabulary
-        )
+        said, further = self._guesser.guess(wanted, out_BD, plan)
         for seq, (tokens, sureness) in zip(wanted, said, strict=True):
             self._note(seq, tokens, sureness)
         if is_decode:

@@ -26,7 +26,7 @@ _FURTHER_EVERY = 4
 # Refused, it guesses all the same every so many steps, so as to see when that would pay.
 _PROBE_EVERY = 32
 # Guesses for each, at most.
-DEEPEST = 4
+DEEPEST = 8
 
 
 class MtpGate:
