@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -215,7 +216,7 @@ class _Call:
         inverses = [
             0.0 if seq.sampling.is_greedy else 1.0 / seq.sampling.temperature for seq in seqs
         ]
-        self._floats[:rows] = inverses
+        self._floats[:rows] = cast(list[Any], inverses)
         if any(inverses):
             self._doubles[: rows * depth] = [
                 uniform(seq.seed, seq.index, seq.generated + made) if inverse else 0.0
@@ -226,7 +227,7 @@ class _Call:
         means += means[-1:] * (DEEPEST + 1 - DEPTHS)
         costs = plan.costs + plan.costs[-1:] * (DEEPEST + 2 - len(plan.costs))
         numbers = [*plan.rates.rates(), *means, *costs]
-        self._doubles[rates : rates + len(numbers)] = numbers
+        self._doubles[rates : rates + len(numbers)] = cast(list[Any], numbers)
         longest = max(len(seq.block_table) for seq in seqs)
         if longest > self._table.shape[1]:
             self._table = np.zeros((rows, 2 * longest), dtype=np.int32)
