@@ -303,7 +303,7 @@ def test_where_it_never_pays_it_sleeps_and_wakes_when_few_are_left(tokenizer):
     assert late not in {request_id for request_id, _ in checked.places}, "begun in its sleep"
     last = engine.submit(replace(request, prompt_ids=tokenizer.encode("ghijklm")))
     checked.drain()
-    assert len(checked.places[last, 0]) > 20
+    assert len(checked.places[last, 0]) > 15  # with up to nine tokens a step
     assert engine.counters.accepted_tokens > 100
 
 
