@@ -6,7 +6,7 @@ from hypothesis import settings
 
 from mull import kernels
 
-settings.register_profile("slower kernels", max_examples=25)
+settings.register_profile("slower kernels", max_examples=10)
 
 
 def pytest_configure() -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from wire_server import plain_model
 
 from mull.cli import main
 from mull.cli.doctor import find_problems
@@ -25,10 +26,8 @@ REPORT = {
 }
 
 
-def test_bench_json_is_the_promised_list(
-    smollm2_gguf: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["bench", "smollm2-135m", "--rounds", "1", "--json"]) == 0
+def test_bench_json_is_the_promised_list(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", str(plain_model(tmp_path)), "--rounds", "1", "--json"]) == 0
     results = json.loads(capfd.readouterr().out)
     assert [(result["metric"], result["batch"]) for result in results] == [
         ("prefill", 512),

@@ -22,6 +22,12 @@ def blocks(language: str) -> list[tuple[str, str]]:
     ]
 
 
+# Training is tested where it belongs: here, that the command is right.
+SHORTER = (
+    " --set stages.base.steps=2 --set stages.zero.steps=1 --set stages.cold-start.steps=1"
+    " --set stages.reasoning.steps=1 --set stages.student.steps=1 --set stages.kept.questions=8"
+    " --set stages.student.questions=8 --set stages.scores.problems=4"
+)
 COMMANDS = list(dict.fromkeys(line for _, block in blocks("sh") for line in block.splitlines()))
 
 
@@ -32,6 +38,8 @@ def store(smollm2_gguf: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_a_command_of_the_documentation_runs(command: str, store: Path, tmp_path: Path) -> None:
+    if command.startswith("mull train smoke"):
+        command = command.partition("#")[0] + SHORTER
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         ["bash", "-o", "pipefail", "-c", command],

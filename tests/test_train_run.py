@@ -111,8 +111,8 @@ def test_killed_anywhere_and_resumed_it_ends_in_the_same_bits(
     finished: Path, tmp_path: Path
 ) -> None:
     recipe, out = write_recipe(tmp_path), tmp_path / "out"
-    # After so many records: in pretraining, in rl, at a stage's end, in distilling, evaluating.
-    for count in (7, 40, 64, 70, 79):
+    # After so many records: in pretraining, in rl, in distilling.
+    for count in (7, 40, 70):
         process = start(recipe, out, *(["--resume"] if out.exists() else []))
         wait_for_records(out, count, process)
         kill(process)
