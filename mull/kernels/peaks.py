@@ -38,8 +38,8 @@ class Peaks:
         )
 
 
-# Sizes of the products tried, and how long the small one may take.
-_PRODUCTS, _SLOW = (256, 1024), 2e-3
+# 10^9 operations a second that no processor with an instruction for bytes stays below.
+_NO_INT8 = 20.0
 
 
 def measure_peaks(rounds: int = 5) -> Peaks:
@@ -69,34 +69,17 @@ def read_bandwidth(rounds: int = 5) -> float:
     return rows.numel() * rows.element_size() / seconds / 1e9
 
 
-def matmul_gflop_per_s(dtype: torch.dtype, rounds: int = 5) -> float:
+def matmul_gflop_per_s(dtype: torch.dtype, rounds: int = 5, n: int = 1024) -> float:
     """Of torch's own product of two square matrices."""
-
-    def product(n: int) -> Callable[[], object]:
-        a, b = torch.ones(n, n, dtype=dtype), torch.ones(n, n, dtype=dtype)
-        return lambda: torch.nn.functional.linear(a, b)
-
-    return _product_rate(product, rounds)
+    a, b = torch.ones(n, n, dtype=dtype), torch.ones(n, n, dtype=dtype)
+    return 2 * n**3 / _best_seconds(lambda: torch.nn.functional.linear(a, b), rounds) / 1e9
 
 
-def _int8_rate(rounds: int) -> float:
-    def product(n: int) -> Callable[[], object]:
-        a, b = torch.ones(n, n, dtype=torch.int8), torch.ones(n, n, dtype=torch.int8)
-        return lambda: torch._int_mm(a, b)
-
-    return _product_rate(product, rounds)
-
-
-def _product_rate(product: Callable[[int], Callable[[], object]], rounds: int) -> float:
-    """10^9 operations a second. Where the processor lacks the instruction, a small product shows it
-    and a large one would take seconds (int8 by AVX2: 2 GOP/s)."""
-    best = 0.0
-    for n in _PRODUCTS:
-        seconds = _best_seconds(product(n), rounds)
-        best = max(best, 2 * n**3 / seconds / 1e9)
-        if seconds > _SLOW:
-            break
-    return best
+def _int8_rate(rounds: int, n: int = 256) -> float:
+    a, b = torch.ones(n, n, dtype=torch.int8), torch.ones(n, n, dtype=torch.int8)
+    rate = 2 * n**3 / _best_seconds(lambda: torch._int_mm(a, b), rounds) / 1e9
+    # Without an instruction for it a small product has shown all, and a large one takes seconds.
+    return rate if rate < _NO_INT8 or n >= 1024 else max(rate, _int8_rate(rounds, 1024))
 
 
 def _best_seconds(run: Callable[[], object], rounds: int) -> float:
