@@ -20,6 +20,7 @@ from torch import Tensor
 from mull import kernels, loading, weights
 from mull.cli import main
 from mull.errors import WeightsError
+from mull.kernels.layout import LAYOUT_VERSION
 from mull.model.config import ModelConfig
 from mull.model.sequences import PackedSequences
 from mull.model.transformer import CausalLM
@@ -152,7 +153,7 @@ def one_bit_off(path: Path) -> None:
 
 def of_another_layout(path: Path) -> None:
     raw = path.read_bytes()
-    path.write_bytes(raw.replace(b'"layout":"1"', b'"layout":"9"'))
+    path.write_bytes(raw.replace(f'"layout":"{LAYOUT_VERSION}"'.encode(), b'"layout":"0"'))
 
 
 def claiming_a_huge_header(path: Path) -> None:
