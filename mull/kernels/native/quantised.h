@@ -176,16 +176,20 @@ struct Strip {
   int64_t spread_panel_bytes;
 };
 
+// With sixteen registers a group in one piece is compiled into copies to memory and back.
+constexpr int kQuadsAtOnce = MULL_VECTOR_BYTES == 32 ? 2 : 8;
+
 template <int M, int P, Weights KIND>
 MULL_INLINE void group_dots(vi (&dots)[M][P * kVectors], const Group* const (&rows)[M],
                             const char* const (&weights)[P], int half) {
+  constexpr bool kNarrow = KIND != kBytes && kNarrowSums;
 #pragma GCC unroll 24
   for (int m = 0; m < M; ++m) {
     const vi start = splat(KIND == kBytes && kOffsetBytes ? rows[m]->start : kStartBits);
 #pragma GCC unroll 8
-    for (int j = 0; j < P * kVectors; ++j) dots[m][j] = start;
+    for (int j = 0; j < P * kVectors; ++j) dots[m][j] = kNarrow ? vi{} : start;
   }
-#pragma GCC unroll 8
+#pragma GCC unroll kQuadsAtOnce
   for (int quad = 0; quad < 8; ++quad) {
     vi w[P * kVectors];
 #pragma GCC unroll 4
@@ -198,9 +202,19 @@ MULL_INLINE void group_dots(vi (&dots)[M][P * kVectors], const Group* const (&ro
     for (int m = 0; m < M; ++m) {
       const vi a = splat_quad(rows[m]->values + quad * 4);
 #pragma GCC unroll 8
-      for (int j = 0; j < P * kVectors; ++j)
-        dots[m][j] = KIND == kBytes ? dot4_bytes(dots[m][j], w[j], a) : dot4_nibbles(dots[m][j], w[j], a);
+      for (int j = 0; j < P * kVectors; ++j) {
+        if constexpr (kNarrow)
+          dots[m][j] = add_nibbles_narrow(dots[m][j], w[j], a);
+        else
+          dots[m][j] = KIND == kBytes ? dot4_bytes(dots[m][j], w[j], a) : dot4_nibbles(dots[m][j], w[j], a);
+      }
     }
+  }
+  if constexpr (kNarrow) {
+#pragma GCC unroll 24
+    for (int m = 0; m < M; ++m)
+#pragma GCC unroll 8
+      for (int j = 0; j < P * kVectors; ++j) dots[m][j] = widened(dots[m][j]) + kStartBits;
   }
 }
 

@@ -88,6 +88,10 @@ MULL_INLINE void store_one(uint16_t* p, float x) { *p = to_bfloat16(x); }
 MULL_INLINE float sum(vf v) {
 #if MULL_VECTOR_BYTES == 64
   return _mm512_reduce_add_ps((__m512)v);
+#elif MULL_VECTOR_BYTES == 32
+  __m128 rest = _mm_add_ps(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+  rest = _mm_add_ps(rest, _mm_movehl_ps(rest, rest));
+  return _mm_cvtss_f32(_mm_add_ss(rest, _mm_shuffle_ps(rest, rest, 1)));
 #else
   float parts[W];
   store(parts, v);
@@ -197,6 +201,11 @@ MULL_INLINE vi larger(vi a, vi b) {
 MULL_INLINE int32_t max_of(vi v) {
 #if MULL_VECTOR_BYTES == 64
   return _mm512_reduce_max_epi32((__m512i)v);
+#elif MULL_VECTOR_BYTES == 32
+  const __m256i whole = (__m256i)v;
+  __m128i rest = _mm_max_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+  rest = _mm_max_epi32(rest, _mm_shuffle_epi32(rest, 0x4e));
+  return _mm_cvtsi128_si32(_mm_max_epi32(rest, _mm_shuffle_epi32(rest, 0xb1)));
 #else
   int32_t best = v[0];
   for (int i = 1; i < W; ++i) best = best > v[i] ? best : v[i];
@@ -206,10 +215,14 @@ MULL_INLINE int32_t max_of(vi v) {
 
 // Wraps around; GCC's own _mm512_reduce_add_epi32 adds signed numbers, where that is undefined.
 MULL_INLINE uint32_t sum(vu v) {
+#if MULL_VECTOR_BYTES >= 32
 #if MULL_VECTOR_BYTES == 64
   const __m512i whole = (__m512i)v;
   const __m256i half =
       _mm256_add_epi32(_mm512_castsi512_si256(whole), _mm512_extracti64x4_epi64(whole, 1));
+#else
+  const __m256i half = (__m256i)v;
+#endif
   __m128i rest = _mm_add_epi32(_mm256_castsi256_si128(half), _mm256_extracti128_si256(half, 1));
   rest = _mm_add_epi32(rest, _mm_shuffle_epi32(rest, 0x4e));
   rest = _mm_add_epi32(rest, _mm_shuffle_epi32(rest, 0xb1));
@@ -225,6 +238,10 @@ MULL_INLINE uint32_t sum(vu v) {
 MULL_INLINE void store_bytes(int8_t* p, vi v) {
 #if MULL_VECTOR_BYTES == 64
   _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtepi32_epi8((__m512i)v));
+#elif MULL_VECTOR_BYTES == 32
+  const __m256i quads = _mm256_shuffle_epi8((__m256i)v, _mm256_set1_epi32(0x0c080400));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(p),
+                   _mm_unpacklo_epi32(_mm256_castsi256_si128(quads), _mm256_extracti128_si256(quads, 1)));
 #else
   for (int i = 0; i < W; ++i) p[i] = static_cast<int8_t>(v[i]);
 #endif
@@ -276,6 +293,22 @@ MULL_INLINE vi dot4_nibbles(vi acc, vi w, vi a) {
 }
 MULL_INLINE vi ready_bytes(vi w) { return w ^ static_cast<int32_t>(0x80808080u); }
 MULL_INLINE vi dot4_bytes(vi acc, vi w, vi a) { return dot4_nibbles(acc, w, a); }
+#endif
+
+#if defined(__AVX2__) && !defined(__AVXVNNI__) && MULL_VECTOR_BYTES == 32
+constexpr bool kNarrowSums = true;
+// Eight times `dot4_nibbles` with half of the multiplications: 8 * 2 * 15 * 127 fits into 16 bits
+// too, so that these are widened once at the end.
+MULL_INLINE vi add_nibbles_narrow(vi sums, vi w, vi a) {
+  return (vi)_mm256_add_epi16((__m256i)sums, _mm256_maddubs_epi16((__m256i)w, (__m256i)a));
+}
+MULL_INLINE vi widened(vi sums) {
+  return (vi)_mm256_madd_epi16((__m256i)sums, _mm256_set1_epi16(1));
+}
+#else
+constexpr bool kNarrowSums = false;
+MULL_INLINE vi add_nibbles_narrow(vi sums, vi, vi) { return sums; }
+MULL_INLINE vi widened(vi sums) { return sums; }
 #endif
 
 // `dot4_unsigned`: unsigned up to 255 times signed.

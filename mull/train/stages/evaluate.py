@@ -19,7 +19,7 @@ from mull.errors import TaskError
 from mull.tasks import Problem, Verdict
 from mull.train.metrics import Sample
 from mull.train.models import OWN
-from mull.train.recipe import Evaluate, Recipe, Reject, Rewards
+from mull.train.recipe import Evaluate, LearnStage, Recipe, Reject, Rewards
 from mull.train.rewards import Judge, Judged
 from mull.train.rollout import Sampler
 from mull.train.seeds import narrow_seed_of
@@ -67,14 +67,16 @@ def evaluate(session: Session, stage: Evaluate, checkpoint: Checkpoint | None) -
 
 
 def evaluated(recipe: Recipe, stage: Evaluate) -> list[str]:
-    """The stages named, or all before this one that have a model of their own."""
+    """The stages named, or all before this one that have a model of their own: a module that learns
+    to guess ahead changes no answer."""
     if stage.stages:
         return list(stage.stages)
     names = [OWN]
     for each in recipe.stages:
         if each.name == stage.name:
             break
-        if not isinstance(each, Evaluate | Reject):
+        changes_nothing = isinstance(each, LearnStage) and each.learns == "mtp"
+        if not (isinstance(each, Evaluate | Reject) or changes_nothing):
             names.append(each.name)
     return names if len(names) == 1 or recipe.model.base is not None else names[1:]
 
