@@ -125,18 +125,30 @@ def test_greedy_takes_the_largest_and_the_lowest_of_equal_ones(vocabulary):
     assert sampler.sample(logits, greedy)[0] == [best, 7, 0, 255, best]
 
 
-def test_a_row_is_the_same_alone_and_among_others_of_every_kind():
+def test_a_row_is_the_same_alone_and_among_others_of_every_kind(monkeypatch):
+    drawn: list[int] = []  # rows that went to torch
+    draw = sampler.draw
+
+    def watched(logits_BV, seqs, drafted):
+        drawn.extend(seq.seed for seq in seqs)
+        return draw(logits_BV, seqs, drafted)
+
+    monkeypatch.setattr(sampler, "draw", watched)
     vocabulary = 5001
     logits = torch.stack([make_logits(vocabulary, 0.5 + 0.3 * i) for i in range(len(KINDS))])
     kinds = [*KINDS.values()]
     for trial in range(20):
         seqs = [make_sequence(SamplingParams(**k), seed=trial) for k in kinds]
         together, _ = sampler.sample(logits.clone(), seqs)
+        # The two ways differ in the last bit of a weight, which chance would hardly show here.
+        among_others, drawn[:] = len(drawn), []
         alone = [
             sampler.sample(row.clone()[None], [seq])[0][0]
             for row, seq in zip(logits, seqs, strict=True)
         ]
         assert together == alone
+        assert len(drawn) == among_others
+        drawn.clear()
 
 
 def test_greedy_penalised_and_drawn_rows_share_a_batch():

@@ -204,12 +204,14 @@ def test_only_mtp_may_learn_and_the_model_stays_to_the_bit() -> None:
     model = fresh_model(DEEPSEEK, mtp=True)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     still = Balance(rate=0.0)
-    learner = Learner(model, SPEC, 3, mtp_weight=0.3, mtp_passes=2, only_mtp=True, balance=still)
+    learner = Learner(model, SPEC, 4, mtp_weight=0.3, mtp_passes=2, only_mtp=True, balance=still)
     reports = [learner.step([packed([9, 5])], sft) for _ in range(3)]
     moved = {n for n, tensor in model.state_dict().items() if not torch.equal(tensor, before[n])}
     assert moved
     assert all(name.startswith("mtp.") for name in moved)
     assert reports[-1].mtp_loss < reports[0].mtp_loss
+    idle = learner.step([packed([2, 2])], sft)  # no token is two ahead
+    assert (idle.step, idle.grad_norm) == (4, 0.0)
     with pytest.raises(TrainError, match="no multi-token prediction"):
         Learner(fresh_model(DEEPSEEK), SPEC, 1, mtp_weight=0.3, only_mtp=True)
 

@@ -116,7 +116,7 @@ class Engine:
         self.vocabulary = min(self.config.vocab_size, tokenizer.vocab_size)
         self.drafter: MtpDrafter | None = None
         if mode == "mtp":
-            self.drafter = MtpDrafter(model, self.cache, vocabulary=self.vocabulary)
+            self.drafter = MtpDrafter(model, self.cache, self.blocks, vocabulary=self.vocabulary)
         self.speculation = Speculation(self.scheduler, mode=mode, drafter=self.drafter)
         self.ends = frozenset(tokenizer.eos_ids) | frozenset(self.config.eos_token_ids)
         self._samples: dict[int, list[Sequence]] = {}

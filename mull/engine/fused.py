@@ -132,7 +132,7 @@ class FusedLayers(nn.Module):
         point_to_cache(step, tables_of(seqs), cache.keys[0])
         step.key_cache = ctypes.addressof(cache.key_pointers)
         step.value_cache = ctypes.addressof(cache.value_pointers)
-        x_TD = torch.empty(step.rows, self.hidden)
+        x_TD = torch.empty(step.rows, self.hidden, dtype=torch.float32)
         library.check(
             native_library().mull_stack(
                 ctypes.byref(self.stack), ctypes.byref(step), x_TD.data_ptr(), library.threads()
@@ -145,7 +145,7 @@ class FusedLayers(nn.Module):
         heads = (self.heads, self.kv_heads, self.kv_heads)
         stack, one_step, threads = ctypes.byref(self.stack), ctypes.byref(step), library.threads()
         for layer in range(len(self.layers)):
-            qkv = torch.empty(rows, sum(heads), d)
+            qkv = torch.empty(rows, sum(heads), d, dtype=torch.float32)
             library.check(
                 lib.mull_attention_inputs(
                     stack, layer, one_step, x_TD.data_ptr(), qkv.data_ptr(), threads

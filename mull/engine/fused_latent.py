@@ -159,7 +159,7 @@ class FusedLatentLayers(nn.Module):
         kept = self.point(step, seqs)
         if isinstance(seqs, PagedSequences):
             seqs.native_step = step
-        x_TD = torch.empty(step.rows, self.config.hidden_size)
+        x_TD = torch.empty(step.rows, self.config.hidden_size, dtype=torch.float32)
         library.check(
             native_library().mull_latent_stack(
                 ctypes.byref(self.stack), ctypes.byref(step), x_TD.data_ptr(), library.threads()
@@ -184,6 +184,11 @@ class FusedLatentLayers(nn.Module):
     def point_to_own(self, step: NativeStep, cache: PagedCache) -> object:
         """The cache's layers that are these, as `point`."""
         pointers = cache.latent_pointers
+        if self.first_layer + len(self.layers) > len(pointers):
+            raise KernelError(
+                f"the cache holds {len(pointers)} layers, not the {self.first_layer} and "
+                f"{len(self.layers)} that are asked for"
+            )
         step.key_cache = ctypes.addressof(pointers) + self.first_layer * _POINTER_BYTES
         return pointers
 
@@ -282,7 +287,8 @@ def _own_cache(
         slots.append(torch.arange(length, dtype=torch.int32) + first * _OWN_BLOCK)
     context = torch.tensor(lengths, dtype=torch.int32)
     starts = F.pad(context.cumsum(0, dtype=torch.int32), (1, 0))
-    return (torch.cat(slots), table, starts, context), torch.empty(sum(blocks), _OWN_BLOCK, width)
+    latents_NSc = torch.empty(sum(blocks), _OWN_BLOCK, width, dtype=torch.float32)
+    return (torch.cat(slots), table, starts, context), latents_NSc
 
 
 def _take_up(

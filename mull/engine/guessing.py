@@ -1,7 +1,8 @@
 """Guesses at the tokens to come, each made by multi-token prediction from the guess before it.
 
 They go on as long as one more is expected to bring more tokens a second. One native call where the
-module is fused; `guess_with_torch` is the same in Python, its oracle and what other devices use.
+module is fused; `guess_with_torch` does it in Python, on any device, and is what the call is tested
+against.
 
 B sequences · D model · V vocabulary
 """
@@ -9,6 +10,7 @@ B sequences · D model · V vocabulary
 from __future__ import annotations
 
 import ctypes
+import time
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -23,7 +25,7 @@ from mull.engine.guess_rates import DEPTHS, SURENESSES, GuessRates
 from mull.engine.mtp_gate import DEEPEST
 from mull.engine.native_step import native_library
 from mull.engine.paged import PagedSequences
-from mull.engine.sampler import choose_surely, uniform
+from mull.engine.sampler import choose_surely, inverse_temperatures, uniform
 from mull.engine.sequence import Sequence
 from mull.errors import ModelError
 from mull.kernels import PackedLinear, library
@@ -60,14 +62,15 @@ class Plan:
 class Guesser:
     """Guesses with a model's first MTP module, whose keys are in the cache's layer after its own.
 
-    Sampling filters and penalties are not looked at in native code: only guesses depend on it.
+    Filters, penalties and biases are not looked at in native code: only guesses depend on it.
     """
 
     def __init__(self, model: CausalLM, cache: PagedCache, *, vocabulary: int) -> None:
         self.model, self.cache = model, cache
         self._decoder: nn.Module = model.model
         self._vocabulary = vocabulary
-        self._calls: dict[int, _Call] = {}
+        self._calls: dict[int, _Call] = {}  # by number of sequences
+        self._logits_BV = torch.empty(0)
 
     def guess(self, seqs: list[Sequence], hidden_BD: Tensor, plan: Plan) -> tuple[Said, float]:
         """(guesses of each sequence and how sure the module was of each, seconds of all passes but
@@ -86,7 +89,10 @@ class Guesser:
             assert isinstance(head, PackedLinear)
             call = _Call(module, head, embedding, self.cache, len(seqs), self._vocabulary)
             self._calls[len(seqs)] = call
-        return call.run(seqs, firsts, hidden_BD, plan, table)
+        if len(self._logits_BV) < len(seqs):
+            width = call.head.out_features
+            self._logits_BV = torch.empty(len(seqs), width, dtype=torch.float32)
+        return call.run(seqs, firsts, hidden_BD, plan, table, self._logits_BV)
 
 
 def guess_with_torch(
@@ -97,7 +103,8 @@ def guess_with_torch(
     plan: Plan,
     vocabulary: int,
 ) -> tuple[Said, float]:
-    """As Guesser.guess, with a pass in Python for every guess, and with every filter."""
+    """As Guesser.guess, with a pass in Python for every guess; looks at filters and penalties."""
+    begin = 0.0
     said: Said = [([], []) for _ in seqs]
     chances, expected = [1.0] * len(seqs), plan.expected
     for made in range(plan.depth):
@@ -120,9 +127,11 @@ def guess_with_torch(
             said[b][1].append(sureness)
             chances[b] *= plan.rates.rate(plan.rates.kind(made, sureness))
         expected += sum(chances[:count])
+        if not made:
+            begin = time.perf_counter()
         if not plan.goes_on(made + 1, chances[:count], expected):
             break
-    return said, 0.0
+    return said, time.perf_counter() - begin if len(said[0][0]) > 1 else 0.0
 
 
 class _Call:
@@ -144,7 +153,6 @@ class _Call:
         self._doubles = (ctypes.c_double * (guesses + _RATES + 2 * DEEPEST + 3 + rows))()
         self._floats = (ctypes.c_float * (rows + guesses))()
         self._ints = (ctypes.c_int32 * (3 * rows + 1))()
-        self._logits = torch.empty(rows, head.out_features)
         self._table: np.ndarray = np.zeros((rows, 1), dtype=np.int32)
         layer = module.layers.first_layer
         pointers = ctypes.addressof(cache.latent_pointers)
@@ -159,7 +167,6 @@ class _Call:
                 cache_kind=library.CACHE_KINDS[cache.dtype],
                 paging=library.Paging(num_blocks=cache.num_blocks, block_size=cache.block_size),
             ),
-            logits=self._logits.data_ptr(),
             first=longs,
             room=longs + 8 * rows,
             positions=longs + 16 * rows,
@@ -187,8 +194,9 @@ class _Call:
         hidden_BD: Tensor,
         plan: Plan,
         table: tuple[Tensor, Tensor],
+        logits_BV: Tensor,
     ) -> tuple[Said, float]:
-        rows, native, depth = self.rows, self.native, min(plan.depth, plan.rooms[0] + 1)
+        rows, native, depth = self.rows, self.native, plan.depth
         hidden_BD = hidden_BD.to(torch.float32, copy=True).contiguous()  # is written to
         self._put(seqs, firsts, plan, depth)
         step = native.step
@@ -196,7 +204,7 @@ class _Call:
         native.module = ctypes.pointer(self.module.native)
         native.head = ctypes.pointer(self.head.native)
         step.embedding = ctypes.pointer(self.embedding.native)
-        native.hidden = hidden_BD.data_ptr()
+        native.hidden, native.logits = hidden_BD.data_ptr(), logits_BV.data_ptr()
         step.cos, step.sin = table[0].data_ptr(), table[1].data_ptr()
         native.depth, native.least_depth, native.expected = depth, plan.least_depth, plan.expected
         library.check(native_library().mull_guess(ctypes.byref(native), library.threads()))
@@ -213,9 +221,7 @@ class _Call:
     def _put(self, seqs: list[Sequence], firsts: list[int], plan: Plan, depth: int) -> None:
         rows, rates = self.rows, self._rates
         self._longs[: 2 * rows] = [*firsts, *plan.rooms]
-        inverses = [
-            0.0 if seq.sampling.is_greedy else 1.0 / seq.sampling.temperature for seq in seqs
-        ]
+        inverses = inverse_temperatures(seqs)
         self._floats[:rows] = cast(list[Any], inverses)
         if any(inverses):
             self._doubles[: rows * depth] = [

@@ -22,6 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mull.engine.block_cache import BlockManager
 from mull.engine.cache import PagedCache
 from mull.engine.guess_rates import GuessRates
 from mull.engine.guessing import Guesser, Plan
@@ -66,9 +67,12 @@ class MtpDrafter:
     not known yet; the keys they leave are overwritten with true ones when their tokens have come.
     """
 
-    def __init__(self, model: CausalLM, cache: PagedCache, *, vocabulary: int) -> None:
+    def __init__(
+        self, model: CausalLM, cache: PagedCache, blocks: BlockManager, *, vocabulary: int
+    ) -> None:
         self.model = model
         self.cache = cache
+        self.blocks = blocks
         self.rates = GuessRates()
         self._guesser = Guesser(model, cache, vocabulary=vocabulary)
         self._guesses: dict[Sequence, Guesses] = {}
@@ -127,7 +131,7 @@ class MtpDrafter:
         for seq in row_of:
             most = useful(seq)
             if most > 0 and not self._lacks_keys(seq):
-                rooms[seq] = min(self._room(seq), most - 1)
+                rooms[seq] = self._room(seq, most - 1)
         if not rooms:
             return
         wanted = sorted(rooms, key=lambda seq: -rooms[seq])
@@ -142,9 +146,15 @@ class MtpDrafter:
             if passes > 1:
                 costs.observe_extra("deepen", further / (passes - 1))
 
-    def _room(self, seq: Sequence) -> int:
-        """Keys that its blocks have a place for after the one before its last token."""
-        return len(seq.block_table) * self.cache.block_size + 1 - len(seq)
+    def _room(self, seq: Sequence, most: int) -> int:
+        """Keys, up to `most`, that its blocks have a place for after the one before its last token.
+        Where they end, the block that its next tokens need is taken now, if enough are free."""
+        most = min(most, DEEPEST - 1)
+        if self.blocks.free_blocks > self.blocks.blocks_for(most) and (
+            len(seq.block_table) * self.cache.block_size < seq.computed + most
+        ):
+            self.blocks.append(seq, most)
+        return min(most, len(seq.block_table) * self.cache.block_size - seq.computed)
 
     def _plan(self, rooms: list[int], ends: int, costs: StepCosts, least_depth: int) -> Plan:
         """ends: sequences in the next step. Guesses go as far as anybody's room."""

@@ -80,10 +80,9 @@ class PagedSequences:
         starts_B = np.array([chunk.start for chunk in chunks])
         counts = [chunk.rows for chunk in chunks]
         rows = sum(counts)
-        self.is_decode = rows == batch
+        ids_T = np.array([token for chunk in chunks for token in chunk.tokens])
         if rows <= _FEW_ROWS:
             # In Python: a few numbers for each row cost less than a dozen calls of numpy.
-            ids_T = np.array([token for chunk in chunks for token in chunk.tokens])
             places = [
                 (chunk.seq.block_table, place)
                 for chunk, count in zip(chunks, counts, strict=True)
@@ -98,7 +97,6 @@ class PagedSequences:
             context_B = starts_B + counts
         else:
             counts_B = np.array(counts)
-            ids_T = np.array([token for chunk in chunks for token in chunk.tokens])
             starts_B1 = np.zeros(batch + 1, dtype=np.int64)
             np.cumsum(counts_B, out=starts_B1[1:])
             row_T = np.repeat(np.arange(batch), counts_B)
@@ -113,7 +111,7 @@ class PagedSequences:
     ) -> PagedSequences:
         """One token a sequence at any place that its table reaches: [B] of everything."""
         self = cls.__new__(cls)
-        self.cache, self.is_decode = cache, True
+        self.cache = cache
         size, batch = cache.block_size, len(tables)
         table_BM = np.zeros((batch, max(map(len, tables))), dtype=np.int32)
         for row_M, table in zip(table_BM, tables, strict=True):

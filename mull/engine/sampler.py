@@ -54,15 +54,20 @@ def sample(
 def choose(logits_BV: Tensor, seqs: Rows[Sequence], drafted: Rows[Rows[int]]) -> list[int]:
     """As `sample`, without log-probabilities."""
     adjust(logits_BV, seqs, drafted)
-    if _is_for_native(logits_BV, seqs):
-        return _draw_natively(logits_BV, seqs, drafted)[0]
-    drawn = [i for i, seq in enumerate(seqs) if not seq.sampling.is_greedy]
-    if len(drawn) == len(seqs):
-        return draw(logits_BV, seqs, drafted)
-    tokens = greedy(logits_BV)
-    if drawn:
-        rows = draw(logits_BV[drawn], [seqs[i] for i in drawn], [drafted[i] for i in drawn])
-        for i, token in zip(drawn, rows, strict=True):
+    # The row alone decides which code draws it: the two differ in the last bit of a weight.
+    is_native = kernels.can_draw(logits_BV)
+    plain = _draw_natively if is_native else _greedy
+    ways = [
+        plain if p.is_greedy or (is_native and not p.has_filters) else draw
+        for p in (seq.sampling for seq in seqs)
+    ]
+    if len(set(ways)) == 1:
+        return ways[0](logits_BV, seqs, drafted)
+    tokens = [0] * len(seqs)
+    for way in (plain, draw):
+        some = [i for i, own in enumerate(ways) if own is way]
+        found = way(logits_BV[some], [seqs[i] for i in some], [drafted[i] for i in some])
+        for i, token in zip(some, found, strict=True):
             tokens[i] = token
     return tokens
 
@@ -70,33 +75,30 @@ def choose(logits_BV: Tensor, seqs: Rows[Sequence], drafted: Rows[Rows[int]]) ->
 def choose_surely(
     logits_BV: Tensor, seqs: Rows[Sequence], drafted: Rows[Rows[int]]
 ) -> tuple[list[int], list[float]]:
-    """As `choose`; also how much of each row's probability its likeliest token has."""
-    if _is_for_native(logits_BV, seqs):
-        adjust(logits_BV, seqs, drafted)
-        return _draw_natively(logits_BV, seqs, drafted, tell_chances=True)
-    sureness_B = (logits_BV.amax(-1) - logits_BV.logsumexp(-1)).exp()
-    return choose(logits_BV, seqs, drafted), sureness_B.tolist()
+    """As `choose`; also the share of each row's likeliest token, after penalties and at the row's
+    temperature (at 1 where the likeliest is taken), before filters."""
+    tokens = choose(logits_BV, seqs, drafted)
+    scaled_BV = logits_BV * logits_BV.new_tensor(inverse_temperatures(seqs, greedy=1.0))[:, None]
+    sureness_B = (scaled_BV.amax(-1) - scaled_BV.logsumexp(-1)).exp()
+    return tokens, sureness_B.tolist()
 
 
-def _is_for_native(logits_BV: Tensor, seqs: Rows[Sequence]) -> bool:
-    """Filters are torch's, and so is every row beside one that has some."""
-    filters = (seq.sampling.has_filters and not seq.sampling.is_greedy for seq in seqs)
-    return kernels.can_draw(logits_BV) and not any(filters)
+def inverse_temperatures(seqs: Rows[Sequence], *, greedy: float = 0.0) -> list[float]:
+    """`greedy`: of sequences that take the likeliest token."""
+    return [greedy if seq.sampling.is_greedy else 1.0 / seq.sampling.temperature for seq in seqs]
 
 
-def _draw_natively(
-    logits_BV: Tensor,
-    seqs: Rows[Sequence],
-    drafted: Rows[Rows[int]],
-    *,
-    tell_chances: bool = False,
-) -> tuple[list[int], list[float]]:
-    inverses = [0.0 if seq.sampling.is_greedy else 1.0 / seq.sampling.temperature for seq in seqs]
+def _draw_natively(logits_BV: Tensor, seqs: Rows[Sequence], drafted: Rows[Rows[int]]) -> list[int]:
+    inverses = inverse_temperatures(seqs)
     noise = _noise(seqs, drafted) if any(inverses) else [0.0] * len(seqs)
-    tokens, sureness = kernels.draw(logits_BV, inverses, noise, tell_chances=tell_chances)
+    tokens, _ = kernels.draw(logits_BV, inverses, noise)
     if min(tokens) < 0:
         raise _damage()
-    return tokens, sureness
+    return tokens
+
+
+def _greedy(logits_BV: Tensor, _seqs: Rows[Sequence], _drafted: Rows[Rows[int]]) -> list[int]:
+    return greedy(logits_BV)
 
 
 def greedy(logits_BV: Tensor) -> list[int]:

@@ -13,6 +13,8 @@ _ROWS_FOR_THE_WEIGHTS = 6.0
 _LEAST_WEIGHT = 0.05
 # What a step does besides: more than was known may be chance or a first call, less is believed.
 _WEIGHT_OF_MORE, _WEIGHT_OF_LESS = 0.05, 0.5
+# From nothing an extra could not double.
+_LEAST_EXTRA_S = 1e-7
 # An entry not used for so many steps is open to surprise again.
 _FORGET_AFTER = 500
 
@@ -62,7 +64,7 @@ class StepCosts:
     def observe_extra(self, what: str, seconds: float) -> None:
         if not self._common:
             return  # no step seen to compare it with
-        cost = seconds / self._common
+        cost = max(seconds, _LEAST_EXTRA_S) / self._common
         known = self._extras.setdefault(what, cost)
         weight = _WEIGHT_OF_MORE if cost > known else _WEIGHT_OF_LESS
         self._extras[what] = known + weight * (min(cost, 2 * known) - known)

@@ -126,7 +126,7 @@ def paged_attention(
         )
     dtype = q_THd.dtype
     q_THd, tables = _float32(q_THd), _tables(block_table_BM, query_starts_B1, context_B)
-    out_THe = torch.empty(tokens, heads, value_dim)
+    out_THe = torch.empty(tokens, heads, value_dim, dtype=torch.float32)
     attention = library.Attention(
         q=q_THd.data_ptr(),
         key=key_NSGd.data_ptr(),
@@ -178,7 +178,7 @@ def paged_latent_attention(
         )
     dtype = q_THc.dtype
     q_THc, tables = _float32(q_THc), _tables(block_table_BM, query_starts_B1, context_B)
-    out_THv = torch.empty(tokens, heads, value_dim)
+    out_THv = torch.empty(tokens, heads, value_dim, dtype=torch.float32)
     attention = library.Attention(
         q=q_THc.data_ptr(),
         key=latent_NSc.data_ptr(),

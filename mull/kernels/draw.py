@@ -39,7 +39,7 @@ def draw(
     inverse_B = torch.tensor(inverse_temperatures, dtype=torch.float32)
     noise_B = torch.tensor(noise, dtype=torch.float64)
     tokens_B = torch.empty(rows, dtype=torch.int64)
-    chances_B = torch.empty(rows if tell_chances else 0)
+    chances_B = torch.empty(rows if tell_chances else 0, dtype=torch.float32)
     wanted = library.Draw(
         logits=logits_BV.data_ptr(),
         inverse_temperature=inverse_B.data_ptr(),

@@ -189,13 +189,12 @@ def _cost(recipe: Recipe, stage: StageBase, peak: Peak) -> StageCost:
     config = _config_of(recipe, stage)
     tokens, sampled = _learnt(recipe, stage), _sampled(recipe, stage)
     length = _length(stage)
-    frozen = recipe.model.lora is not None
-    learn = _flops(config, tokens, length, is_learning=True, frozen=frozen)
+    learn = _learning_flops(recipe, stage, config, tokens)
     if isinstance(stage, Distill) and recipe.model.base is None:
         config = model_config(recipe, recipe.model)  # the teacher answers
     if isinstance(stage, Distill) and "://" in stage.teacher:
         sampled = 0  # elsewhere, and on another bill
-    sample = _flops(config, sampled, length, is_learning=False)
+    sample = _sampling_flops(config, sampled, length)
     rate = peak.gflop_per_s(settled(stage.precision)) * 1e9
     seconds = learn / (rate * _UPDATE_SHARE)
     narrow = getattr(stage, "rollout_precision", "fp32") != "fp32"
@@ -211,14 +210,33 @@ def _config_of(recipe: Recipe, stage: StageBase) -> ModelConfig:
     return model_config(recipe, student or recipe.model)
 
 
-def _flops(
-    config: ModelConfig, tokens: int, length: int, *, is_learning: bool, frozen: bool = False
-) -> float:
-    """Of so many tokens in sequences of that length; sampling is a third of learning everything."""
+def _learning_flops(recipe: Recipe, stage: StageBase, config: ModelConfig, tokens: int) -> float:
     if not tokens:
         return 0.0
-    one = step_flops(config, [length], length, frozen=frozen)
-    return one * tokens / length / (1 if is_learning else 3)
+    length = _length(stage)
+    passes = _mtp_passes(stage, config)
+    one = step_flops(
+        config,
+        [length],
+        length,
+        mtp_targets=length if passes else 0,
+        mtp_passes=passes,
+        frozen=recipe.model.lora is not None,
+        only_mtp=isinstance(stage, LearnStage) and stage.learns == "mtp",
+    )
+    return one * tokens / length
+
+
+def _mtp_passes(stage: StageBase, config: ModelConfig) -> int:
+    """How often a step applies the MTP module, 0 where it does not learn."""
+    if not isinstance(stage, LearnStage) or not config.num_nextn_predict_layers:
+        return 0
+    return stage.mtp_passes if stage.mtp_weight else 0
+
+
+def _sampling_flops(config: ModelConfig, tokens: int, length: int) -> float:
+    """Of so many tokens in sequences of that length: a third of learning everything."""
+    return step_flops(config, [length], length) * tokens / length / 3
 
 
 def _learnt(recipe: Recipe, stage: StageBase) -> int:
@@ -278,9 +296,10 @@ def _length(stage: StageBase) -> int:
 
 def _activation_bytes(stage: StageBase, config: ModelConfig) -> int:
     """Kept between forward and backward of the stage's largest pass."""
-    per_token = config.num_hidden_layers * _KEPT_PER_WIDTH
+    layers = config.num_hidden_layers + _mtp_passes(stage, config)
+    per_token = layers * _KEPT_PER_WIDTH
     if stage.checkpointing:
-        per_token = config.num_hidden_layers + _KEPT_PER_WIDTH
+        per_token = layers + _KEPT_PER_WIDTH
     width = config.hidden_size * _KEPT_BYTES[settled(stage.precision)]
     return _pass_tokens(stage) * per_token * width
 

@@ -185,6 +185,11 @@ class LearnStage(StageBase):
     def _duration(self) -> LearnStage:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs")
+        if self.learns == "mtp" and self.validate_every:
+            raise ValueError(
+                'validate_every looks at the model, which learns = "mtp" leaves as it is: '
+                "leave it out"
+            )
         return self
 
 

@@ -123,7 +123,8 @@ class Learner:
         )
         sums = _Sums(whole)
         rate = self.updater.rate
-        norm = self._learn(batches, objective, sums) if whole.learnt else self._pass()
+        learns = self._mtp_targets(batches) if self._only_mtp else whole.learnt
+        norm = self._learn(batches, objective, sums) if learns else self._pass()
         return StepReport(
             step=self.steps_done,
             loss=sums.loss,
@@ -175,7 +176,7 @@ class Learner:
         """Gradients of all batches, then the update; the gradient's norm before clipping."""
         self.updater.zero_grad()
         self.routing.begin()
-        mtp_targets = sum(int(_two_ahead(batch)[1].sum()) for batch in batches)
+        mtp_targets = self._mtp_targets(batches)
         # One region for all batches: autocast casts a weight once and keeps it.
         with self._autocast():
             for batch in batches:
@@ -240,10 +241,17 @@ class Learner:
                 hits = is_top_L.sum() / targets
             passes.append(-logprob_L.sum() / targets)
             # What stands for the hidden state of a place is what the module made of the one before.
-            before_TD = torch.where(starts_T1, hidden_TD, mtp_TD.roll(1, 0))
+            if len(passes) < self.mtp_passes:
+                before_TD = torch.where(starts_T1, hidden_TD, mtp_TD.roll(1, 0))
         loss = torch.stack(passes).mean()
         sums.add_mtp(loss, hits)
         return loss
+
+    def _mtp_targets(self, batches: Sequence[Batch]) -> int:
+        """Tokens that the MTP module learns."""
+        if not self.mtp_weight:
+            return 0
+        return sum(int(_two_ahead(batch)[1].sum()) for batch in batches)
 
     def _check(self, loss: float, norm: float) -> None:
         for what, value in (("loss", loss), ("gradient's norm", norm)):
@@ -256,9 +264,7 @@ class Learner:
 
     def _flops(self, batches: Sequence[Batch], learnt: int) -> float:
         lengths = [length for batch in batches for length in batch.lengths]
-        targets = (
-            sum(int(_two_ahead(batch)[1].sum()) for batch in batches) if self.mtp_weight else 0
-        )
+        targets = self._mtp_targets(batches)
         return step_flops(
             self.model.config,
             lengths,

@@ -4,6 +4,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#define MULL_EXPORT extern "C" __attribute__((visibility("default")))
+
 enum Kind : int32_t { kFloat32 = 0, kBFloat16 = 1, kQ8 = 2, kQ4 = 3 };
 
 enum Status : int32_t { kOk = 0, kNoMemory = 1, kBadBlock = 2, kBadSlot = 3, kBadToken = 4 };
@@ -66,9 +68,9 @@ enum CacheKind : int32_t { kCacheFloat32 = 0, kCacheBFloat16 = 1, kCacheInt8 = 2
 // What the rows of an int8 cache are; each has a layout of its own.
 enum CacheRole : int32_t { kKeys = 0, kValues = 1, kLatents = 2 };
 
-// One forward pass of `rows` tokens, its keys and values written to key_cache[layer], value_cache[layer].
-// Row r is token ids[r]; without ids x holds the rows. Its angles are row positions[r] of cos and sin,
-// without positions row r.
+// One forward pass of `rows` tokens, its keys and values written to key_cache[layer] and
+// value_cache[layer]. Row r is token ids[r]; its angles are row positions[r] of cos and sin, without
+// positions row r.
 struct Step {
   const int64_t* ids;
   const Linear* embedding;
@@ -300,6 +302,13 @@ struct Variant {
   size_t (*draw_scratch)(const Draw*, int threads);
   void (*draw)(const Draw*, char* scratch, const Team&);
 };
+
+// What one native call asks of another.
+MULL_EXPORT int32_t mull_linear(const Linear*, const float* x, int64_t rows, float* y,
+                                int32_t threads);
+MULL_EXPORT int32_t mull_next_token(const NextToken*, const Step*, const float* hidden, float* x,
+                                    int32_t threads);
+MULL_EXPORT int32_t mull_draw(const Draw*, int32_t threads);
 
 // One row of packed weights as float32 [k].
 void unpack_row(const Linear& linear, int64_t row, float* to);

@@ -136,9 +136,7 @@ int32_t check_step(const Step& step) {
   return check_slots(step.slots, step.rows, paging.num_blocks * paging.block_size);
 }
 
-// The rows of the step's tokens, where it names any.
 int32_t embed(const Step& step, float* x) {
-  if (!step.ids) return kOk;
   const Linear& table = *step.embedding;
   for (int64_t r = 0; r < step.rows; ++r) {
     if (step.ids[r] < 0 || step.ids[r] >= table.n) return kBadToken;

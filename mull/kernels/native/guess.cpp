@@ -5,13 +5,6 @@
 #include "abi.h"
 #include "team.h"
 
-extern "C" {
-int32_t mull_linear(const Linear*, const float* x, int64_t rows, float* y, int32_t threads);
-int32_t mull_next_token(const NextToken*, const Step*, const float* hidden, float* x,
-                        int32_t threads);
-int32_t mull_draw(const Draw*, int32_t threads);
-}
-
 namespace {
 
 double seconds_now() {
@@ -59,8 +52,10 @@ MULL_EXPORT int32_t mull_guess(Guess* guess, int32_t threads) {
   step.paging.context = g.context;
   step.paging.query_starts = g.query_starts;
   double expected = g.expected, begin = 0.0;
+  g.further_seconds = 0.0;
   for (int64_t r = 0; r < g.rows; ++r) g.chances[r] = 1.0;
-  for (g.passes = 0; g.passes < g.depth;) {
+  bool goes_on = true;
+  for (g.passes = 0; goes_on && g.passes < g.depth;) {
     const int64_t rows = rows_with_room(g, g.passes), at = g.passes * g.rows;
     if (rows == 0) break;
     if (g.passes) {
@@ -75,16 +70,18 @@ MULL_EXPORT int32_t mull_guess(Guess* guess, int32_t threads) {
     if (int32_t status = mull_draw(&draw, threads)) return status;
     double likely = 0.0;
     for (int64_t r = 0; r < rows; ++r) {
-      if (g.tokens[at + r] < 0) return kOk;  // damaged weights of the module: nothing more to say
+      goes_on = g.tokens[at + r] >= 0;
+      if (!goes_on) break;
       likely += g.chances[r] *= rate_of(g, g.passes, g.sureness[at + r]);
     }
+    if (!goes_on) break;  // damaged weights of the module: nothing more to say
     for (int64_t r = rows; r < g.rows; ++r) g.tokens[at + r] = -1;
     expected += likely;
     if (++g.passes == 1) begin = seconds_now();
     const double more = likely * g.means[g.passes];
     const bool pays = (expected + more) * g.costs[g.passes] > expected * g.costs[g.passes + 1];
-    if (!pays && g.passes >= g.least_depth) break;
+    goes_on = pays || g.passes < g.least_depth;
   }
-  g.further_seconds = g.passes > 1 ? seconds_now() - begin : 0.0;
+  if (g.passes > 1) g.further_seconds = seconds_now() - begin;
   return kOk;
 }

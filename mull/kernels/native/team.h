@@ -9,8 +9,6 @@
 
 #include "abi.h"
 
-#define MULL_EXPORT extern "C" __attribute__((visibility("default")))
-
 using Parallel = void (*)(void (*)(void*), void*, unsigned, unsigned);
 using Number = int (*)();
 
