@@ -49,7 +49,8 @@ def build_library(name: str, compiler: str, *options: str) -> Path:
 def kernel_tests() -> list[str]:
     """The files whose tests compute with the kernels."""
     others = {f"test_kernels_{name}.py" for name in ("library", "neon", "sanitised")}
-    files = [*(ROOT / "tests").glob("test_kernels_*.py"), *ROOT.glob("tests/test_engine_fused*.py")]
+    patterns = ("test_kernels_*.py", "test_engine_fused*.py", "test_engine_guessing.py")
+    files = [file for pattern in patterns for file in (ROOT / "tests").glob(pattern)]
     return sorted(str(file) for file in files if file.name not in others)
 
 

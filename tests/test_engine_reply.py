@@ -1,6 +1,7 @@
 """How answers end and what is shown of them: stop strings and ids, tool calls, usage, timing."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,49 @@ def test_usage_and_timing_add_up(tokenizer):
     assert output.token_ids[-1] == EOS
     assert 0 < output.timing.ttft_s <= output.timing.total_s
     assert output.timing.tokens_per_s > 0
+
+
+@pytest.mark.parametrize("params", [{}, {"max_tokens": 6}, {"stop": ["ef"]}])
+def test_read_at_the_end_an_answer_is_the_same(tokenizer, params):
+    engine = make_engine(chain_of(tokenizer, "zab한c</think>defgh</s>"), tokenizer)
+    sampling = SamplingParams(temperature=0, logprobs=0, **params)
+    outputs, kinds = [], []
+    for streams in (True, False):
+        engine.submit(
+            Request(
+                tokenizer.encode("qqz"),
+                sampling,
+                starts_in_thinking=True,
+                detect_loops=False,
+                streams=streams,
+            )
+        )
+        found, events = drain(engine)
+        (output,) = found.values()
+        outputs.append(replace(output, request_id=0, timing=None, usage=None))
+        outputs.append(output.usage.reasoning_tokens)
+        kinds.append([event.kind for event in events])
+        assert [t for event in events for t in event.token_ids] == output.token_ids
+    assert outputs[:2] == outputs[2:]
+    assert len(kinds[1]) < len(kinds[0]) or "stop" in params
+
+
+def test_the_answer_can_be_asked_for_though_nobody_reads_along(tokenizer):
+    engine = make_engine(chain_of(tokenizer, "zabcdefgh</s>"), tokenizer)
+    request = Request(
+        tokenizer.encode("qqz"),
+        SamplingParams(temperature=0, max_tokens=30),
+        starts_in_thinking=True,
+        detect_loops=False,
+        streams=False,
+    )
+    request_id = engine.submit(request)
+    engine.step()
+    engine.step()
+    engine.answer_now(request_id)
+    (output,) = drain(engine)[0].values()
+    assert output.finish_details["thinking_closed"]["reason"] == "answer_now"
+    assert output.thinking == "abc"
 
 
 def test_a_tool_call_comes_as_data(tokenizer):

@@ -154,6 +154,32 @@ def test_tags_by_id_split_any_sequence(qwen: Tokenizer, chunks: list[str]) -> No
         assert "".join(text_of(pieces, kind).split()) == "".join(text.split())
 
 
+_TAGS = st.sampled_from(["<think>", "</think>", "<tool_call>", "</tool_call>", "<|im_end|>"])
+_CALL = st.just('{"name": "f", "arguments": {"a": 1}}')
+
+
+@settings(derandomize=True, max_examples=300, deadline=None)
+@given(st.lists(st.one_of(_CHUNKS, _TAGS, _CALL), max_size=20), st.booleans(), st.booleans())
+@pytest.mark.parametrize("vocabulary", ["smollm2", "qwen"])
+def test_tokens_all_at_once_give_what_they_give_one_by_one(
+    vocabulary: str,
+    request: pytest.FixtureRequest,
+    chunks: list[str],
+    opened: bool,
+    tools_offered: bool,
+) -> None:
+    tokenizer: Tokenizer = request.getfixturevalue(vocabulary)
+    ids = [token for chunk in chunks for token in encoded(tokenizer, chunk)]
+    options = {"starts_in_thinking": opened, "tools_offered": tools_offered}
+    template = ChatTemplate.for_tokenizer(tokenizer)
+    one_by_one, at_once = (StreamParser(tokenizer, template=template, **options) for _ in range(2))
+    expected = merged(parse(one_by_one, ids))
+    half = len(ids) // 2
+    pieces = at_once.push_all(ids[:half]) + at_once.push_all(ids[half:])
+    assert merged(pieces + at_once.finish()) == expected
+    assert at_once.thinking_tokens == one_by_one.thinking_tokens
+
+
 @settings(derandomize=True, max_examples=300, deadline=None)
 @given(
     st.lists(st.one_of(_CHUNKS, st.sampled_from(["<think>", "</think>"])), max_size=20),

@@ -11,8 +11,10 @@ from mull_command import run_mull
 from mull.errors import RecipeError, TaskError
 from mull.train.peak import Peak
 from mull.train.plan import check, describe, model_config, plan
+from mull.train.recipe import Evaluate
 from mull.train.recipe_file import load_recipe
 from mull.train.shipped import find_recipe, read_recipe, shipped_recipes
+from mull.train.stages.evaluate import evaluated
 
 ROOT = Path(__file__).parent.parent
 PEAK = Peak(stated=200.0)
@@ -29,6 +31,20 @@ def test_a_shipped_recipe_can_be_planned(name: str) -> None:
     for stage in recipe.stages:
         assert stage.name in text
     assert all(word in text for word in ("active per token", "FLOPs", "memory:", "time:", "bill:"))
+
+
+def test_a_module_that_learns_alone_costs_what_it_takes_and_is_not_asked_questions() -> None:
+    recipe = read_recipe("nano")
+    (scores,) = (stage for stage in recipe.stages if isinstance(stage, Evaluate))
+    assert evaluated(recipe, scores) == ["base", "zero", "dev1", "dev2", "dev3", "r1"]
+    more = [f"stages.drafts.mtp_passes={passes}" for passes in (1, 8)]
+    once, often = (plan(read_recipe("nano", [change]), PEAK).stages[-2] for change in more)
+    assert often.learn_flops > 2 * once.learn_flops
+    (base,) = (cost for cost in plan(recipe, PEAK).stages if cost.name == "base")
+    # Forward once, and one layer of three learnt, against all three learnt and no module.
+    assert once.learn_flops / once.tokens < base.learn_flops / base.tokens
+    with pytest.raises(RecipeError, match="validate_every"):
+        read_recipe("nano", ["stages.drafts.validate_every=10"])
 
 
 def test_r1_is_planned_though_nobody_has_it_here() -> None:

@@ -23,6 +23,7 @@ from weights_examples import (
     write_gguf,
 )
 
+import mull
 from mull.errors import WeightsError
 from mull.weights import load_config, load_model, tokenizer_source
 from mull.weights.gguf_file import READABLE_TYPES, GgufFile
@@ -368,23 +369,14 @@ def test_the_tokenizer_comes_out_of_the_metadata(smollm2_gguf: Path) -> None:
 @pytest.mark.slow
 def test_200_greedy_tokens_of_smollm2_equal_transformers(smollm2_gguf: Path) -> None:
     prompt = [1, 4093, 198, 1780, 314, 260, 3575, 282, 4649, 47, 2, 198, 1, 520, 9531, 198]
+    with mull.load(str(smollm2_gguf), precision="fp32") as ours:
+        said = ours.generate(prompt, max_tokens=200, temperature=0.0, ignore_eos=True).token_ids
+    assert len(said) == 200
     theirs = AutoModelForCausalLM.from_pretrained(
         smollm2_gguf.parent, gguf_file=smollm2_gguf.name, dtype=torch.float32
     ).eval()
     with torch.no_grad():
-        generated = theirs.generate(
-            torch.tensor([prompt]),
-            attention_mask=torch.ones(1, len(prompt), dtype=torch.int64),
-            do_sample=False,
-            max_new_tokens=200,
-            min_new_tokens=200,
-            eos_token_id=None,
-            pad_token_id=0,
-        )[0].tolist()
-    assert len(generated) == len(prompt) + 200
-    del theirs
-    ours = load_model(gguf_files(smollm2_gguf), dtype=torch.float32)
-    # Given transformers' tokens so far, ours picks the same next one at every step: by induction
-    # our own 200 greedy tokens are these.
-    picks = our_logits(ours, generated[:-1]).argmax(-1).tolist()
-    assert picks[len(prompt) - 1 :] == generated[len(prompt) :]
+        logits_TV = theirs(torch.tensor([[*prompt, *said[:-1]]])).logits[0]
+    # Given our tokens so far, transformers picks the same next one at every step: by induction its
+    # own 200 greedy tokens are these.
+    assert logits_TV[len(prompt) - 1 :].argmax(-1).tolist() == said

@@ -280,14 +280,21 @@ class Engine:
         self, chunks: list[Chunk], turns: list[Turn], logits_RV: Tensor, start: float
     ) -> list[Event]:
         """A token for every row of the turns' logits; start: when the step began."""
-        seqs = [turn.seq for turn in turns for _ in turn.rows]
-        drafted = [turn.draft[:i] for turn in turns for i in range(len(turn.rows))]
+        seqs = [turn.seq for turn in turns]
+        drafted = [turn.draft for turn in turns]
+        if any(drafted):
+            seqs = [turn.seq for turn in turns for _ in turn.rows]
+            drafted = [turn.draft[:i] for turn in turns for i in range(len(turn.rows))]
         if len(seqs) > len(logits_RV):
             logits_RV = logits_RV[[row for turn in turns for row in turn.rows]]
         tokens, logprobs = sample(logits_RV, seqs, drafted)
         self.speculation.learn(chunks, time.perf_counter() - start)
-        drawn = iter(zip(tokens, logprobs, strict=True))
         events: list[Event] = []
+        if len(tokens) == len(turns):  # no drafts
+            for seq, token, logprob in zip(seqs, tokens, logprobs, strict=True):
+                events += self._take_one(seq, token, logprob)
+            return events
+        drawn = iter(zip(tokens, logprobs, strict=True))
         for turn in turns:
             events += self._take(turn, list(islice(drawn, len(turn.rows))))
         return events
@@ -351,14 +358,11 @@ class Engine:
         for i, (token, logprob) in enumerate(drawn):
             if i:
                 self.scheduler.accepted(seq)
-            if self._replies[seq].ends_too_early(token):
-                events += self._close(seq, "ended")
-                break
             length = len(seq) + 1
-            events += self._accept(seq, token, logprob)
-            events += self._steer(seq)
+            events += self._take_one(seq, token, logprob)
             # Over as well when the answer has ended, or its thinking was closed.
-            if draft[i : i + 1] != [token] or seq not in self._replies or len(seq) > length:
+            is_alone = len(seq) == length and seq.token_ids[-1] == token
+            if draft[i : i + 1] != [token] or seq not in self._replies or not is_alone:
                 break
             if not seq.speculate:  # its grammar begins: what comes next was drawn without it
                 break
@@ -368,6 +372,12 @@ class Engine:
             if seq in self._replies:
                 self.blocks.trim(seq)
         return events
+
+    def _take_one(self, seq: Sequence, token: int, logprob: TokenLogprob | None) -> list[Event]:
+        if self._replies[seq].ends_too_early(token):
+            return self._close(seq, "ended")
+        events = self._accept(seq, token, logprob)
+        return events + self._steer(seq) if seq in self._replies else events
 
     def _accept(
         self, seq: Sequence, token: int, logprob: TokenLogprob | None, *, is_forced: bool = False

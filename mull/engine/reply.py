@@ -70,6 +70,10 @@ class Reply:
         self._thinks_in_circles = False
         self._tail = ""
         self._closing_tokens = self._thought = 0
+        needs_text = request.think_budget is not None or request.detect_loops
+        needs_text = needs_text or bool(request.sampling.stop) or request.grammar is not None
+        self._reads_at_end = not (request.streams or needs_text)
+        self._unread: list[int] = []
         self._new_ids: list[int] = []
         self._new_logprobs: list[TokenLogprob] = []
         self._submitted = submitted
@@ -92,6 +96,9 @@ class Reply:
         self._note(token_id, logprob, is_forced)
         if not is_forced and self._is_end(token_id):
             return self._finish("stop")
+        if self._reads_at_end:
+            self._unread.append(token_id)
+            return self._finish_if_full()
         was_thinking = self.parser.is_thinking
         events = self._show(self.parser.push(token_id))
         if was_thinking and self.parser.is_thinking:
@@ -104,17 +111,19 @@ class Reply:
             self._follow(self.seq.constraint, token_id, is_forced)
             if self.is_finished:
                 return events + self._finish(self.finish_reason or "stop")
-        if self.seq.generated >= self.max_tokens:
-            if self.is_cut_by_context:
-                self.details["context_full"] = True
-            return events + self._finish("length")
+        events += self._finish_if_full()
+        if self.is_finished:
+            return events
         if self._is_endless_answer(token_id, is_forced):
             return events + self._finish("length")
         return events
 
     def reason_to_close(self) -> CloseReason | None:
         """Why the thinking must be closed before anything else is sampled, if so."""
-        if self.is_finished or not self.parser.is_thinking:
+        if self.is_finished or (self._reads_at_end and not self.control.wants_answer):
+            return None
+        self._read()
+        if not self.parser.is_thinking:
             return None
         if self._thinks_in_circles:
             return "loop"
@@ -132,6 +141,7 @@ class Reply:
     @property
     def thinking_tokens(self) -> int:
         """What the model thought, without what the engine put there to close it."""
+        self._read()
         return self.parser.thinking_tokens - self._closing_tokens
 
     def closing(self, reason: CloseReason) -> None:
@@ -148,6 +158,20 @@ class Reply:
 
     def cancel(self) -> list[Event]:
         return self._finish("cancelled")
+
+    def _finish_if_full(self) -> list[Event]:
+        if self.seq.generated < self.max_tokens:
+            return []
+        if self.is_cut_by_context:
+            self.details["context_full"] = True
+        return self._finish("length")
+
+    def _read(self) -> list[Event]:
+        """Take in what nobody has asked for yet."""
+        if not self._unread:
+            return []
+        unread, self._unread = self._unread, []
+        return self._show(self.parser.push_all(unread))
 
     def _note(self, token_id: int, logprob: TokenLogprob | None, is_forced: bool) -> None:
         now = time.perf_counter()
@@ -220,7 +244,7 @@ class Reply:
         return Event(seq.request_id, seq.index, kind, text, ids, logprobs, **carried)
 
     def _finish(self, reason: FinishReason) -> list[Event]:
-        events: list[Event] = []
+        events = self._read()
         if "stop_string" not in self.details:
             events += self._show(self.parser.finish())
             events += self._said("answer", self.stops.flush())

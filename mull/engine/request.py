@@ -105,6 +105,8 @@ class Request:
     may_think: the model may open a thinking itself, before what the grammar asks for.
     prompt_logprobs: as SamplingParams.logprobs, of the prompt's own tokens; such a prompt is
     computed whole, whatever of it the cache holds.
+    streams: text is wanted as it is said. Without, all of it may come at the end, where nothing
+    (a budget, a stop string, a grammar) needs it before.
     """
 
     prompt_ids: Sequence[int]
@@ -118,6 +120,7 @@ class Request:
     grammar: Grammar | None = None
     may_think: bool = False
     prompt_logprobs: int | None = None
+    streams: bool = True
 
     def __post_init__(self) -> None:
         if len(self.prompt_ids) == 0:

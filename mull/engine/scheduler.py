@@ -127,18 +127,20 @@ class Scheduler:
             if count <= 0 or not seq.is_running or not seq.is_decoding:
                 continue
             if self._make_room(seq, count):
-                self.blocks.append(seq, count)
                 chunks.append(Chunk(seq, seq.computed, count))
                 budget -= count
         return budget
 
     def _make_room(self, seq: Sequence, count: int) -> bool:
+        if seq.computed + count <= len(seq.block_table) * self.blocks.block_size:
+            return True
         while not self.blocks.may_append(seq, count):
             # Never one already scheduled in this step: those arrived before.
             latest = self.running[-1]
             self.preempt(latest)
             if latest is seq:
                 return False
+        self.blocks.append(seq, count)
         return True
 
     def _schedule_prefills(self, chunks: list[Chunk], budget: int) -> int:

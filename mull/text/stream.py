@@ -7,6 +7,7 @@ tag belong to the tag. Nothing is lost: a tool call that cannot be read comes ba
 
 import codecs
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Literal
 
 from .templates import ChatTemplate
@@ -40,7 +41,16 @@ class StreamDecoder:
     def push(self, token: int) -> str:
         if self._tokenizer.is_control(token):
             return ""
-        raw = self._tokenizer.token_bytes(token)
+        return self._decode(self._tokenizer.token_bytes(token))
+
+    def push_all(self, tokens: list[int]) -> str:
+        """As `push` of each, joined."""
+        tokenizer = self._tokenizer
+        return self._decode(
+            b"".join(tokenizer.token_bytes(t) for t in tokens if not tokenizer.is_control(t))
+        )
+
+    def _decode(self, raw: bytes) -> str:
         if self._strip and raw:
             raw, self._strip = raw.removeprefix(b" "), False
         return self._utf8.decode(raw)
@@ -110,6 +120,22 @@ class StreamParser:
             self._feed(text, out)
         return _joined(out)
 
+    def push_all(self, tokens: list[int]) -> list[Piece]:
+        """As `push` of each, joined; tokens between tags go through in one piece."""
+        if self._may_read_tags():
+            return _joined([piece for token in tokens for piece in self.push(token)])
+        out: list[Piece] = []
+        for is_tag, some in groupby(tokens, self._tag_of_id.__contains__):
+            run = list(some)
+            if is_tag:
+                for token in run:
+                    out += self.push(token)
+                continue
+            if self.is_thinking:
+                self.thinking_tokens += sum(not self._tokenizer.is_control(t) for t in run)
+            self._feed(self._decoder.push_all(run), out)
+        return _joined(out)
+
     def finish(self) -> list[Piece]:
         """What was held back; call once, when the answer has ended."""
         out: list[Piece] = []
@@ -130,6 +156,13 @@ class StreamParser:
         if self._syntax is None or self._state == "thinking":
             return False
         return self._state == "tool_call" or tag in self._syntax.opening
+
+    def _may_read_tags(self) -> bool:
+        """Whether a tag may yet be found in text. Those of tools are looked for only where tools
+        are offered, and within a call, which then begins with a token of its own."""
+        tool_tags = self._syntax.tags if self._syntax else ()
+        may_call = self._tools_offered or any(t in tool_tags for t in self._tag_of_id.values())
+        return any(may_call or t not in tool_tags for t in self._text_tags)
 
     def _active_text_tags(self) -> list[str]:
         """Tags to look for in text, in this state; only what the vocabulary lacks."""

@@ -132,6 +132,7 @@ class Sampler:
             think_budget=sampling.think_budget if self.thinking else None,
             detect_loops=False,
             speculate=False,
+            streams=False,
         )
 
     def _engine(self, questions: Sequence[Question], max_tokens: int, each: int) -> Engine:
