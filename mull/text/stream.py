@@ -44,11 +44,8 @@ class StreamDecoder:
         return self._decode(self._tokenizer.token_bytes(token))
 
     def push_all(self, tokens: list[int]) -> str:
-        """As `push` of each, joined."""
-        tokenizer = self._tokenizer
-        return self._decode(
-            b"".join(tokenizer.token_bytes(t) for t in tokens if not tokenizer.is_control(t))
-        )
+        """As `push` of each, joined; none of them a control token."""
+        return self._decode(b"".join(map(self._tokenizer.token_bytes, tokens)))
 
     def _decode(self, raw: bytes) -> str:
         if self._strip and raw:
@@ -131,9 +128,10 @@ class StreamParser:
                 for token in run:
                     out += self.push(token)
                 continue
+            said = [token for token in run if not self._tokenizer.is_control(token)]
             if self.is_thinking:
-                self.thinking_tokens += sum(not self._tokenizer.is_control(t) for t in run)
-            self._feed(self._decoder.push_all(run), out)
+                self.thinking_tokens += len(said)
+            self._feed(self._decoder.push_all(said), out)
         return _joined(out)
 
     def finish(self) -> list[Piece]:
