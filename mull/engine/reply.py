@@ -102,9 +102,7 @@ class Reply:
         was_thinking = self.parser.is_thinking
         events = self._show(self.parser.push(token_id))
         if was_thinking and self.parser.is_thinking:
-            # The parser may still hold this back, so the token is asked for its text.
-            text = self.tokenizer.token_bytes(token_id).decode("utf-8", "replace")
-            self._tail = (self._tail + text)[-_TAIL:]
+            self._note_tail([token_id])
         if self.is_finished:
             return events + self._finish("stop")
         if self.seq.constraint is not None:
@@ -159,6 +157,11 @@ class Reply:
     def cancel(self) -> list[Event]:
         return self._finish("cancelled")
 
+    def _note_tail(self, ids: list[int]) -> None:
+        """The parser may still hold their text back, so the tokens are asked for it."""
+        text = b"".join(map(self.tokenizer.token_bytes, ids)).decode("utf-8", "replace")
+        self._tail = (self._tail + text)[-_TAIL:]
+
     def _finish_if_full(self) -> list[Event]:
         if self.seq.generated < self.max_tokens:
             return []
@@ -171,6 +174,7 @@ class Reply:
         if not self._unread:
             return []
         unread, self._unread = self._unread, []
+        self._note_tail(unread[-_TAIL:])
         return self._show(self.parser.push_all(unread))
 
     def _note(self, token_id: int, logprob: TokenLogprob | None, is_forced: bool) -> None:
