@@ -59,7 +59,7 @@ def sample_answers(
         sampling = SamplingParams(
             max_tokens=tokens, temperature=1.0, logprobs=0, n=each, seed=seed + i, ignore_eos=True
         )
-        engine.submit(Request(prompt, sampling, detect_loops=False))
+        engine.submit(Request(prompt, sampling, detect_loops=False, streams=False))
     outputs = []
     start = time.perf_counter()
     while engine.has_work:
