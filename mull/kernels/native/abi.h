@@ -1,5 +1,5 @@
 // The plain C interface between Python (ctypes) and the native kernels, and the table of
-// instruction-set variants behind it. Every struct is mirrored in mull/kernels/library.py.
+// instruction-set variants behind it. Every struct is mirrored in mull/kernels/structs.py.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
