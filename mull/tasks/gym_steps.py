@@ -6,7 +6,6 @@ or None where the entry is beyond digit-by-digit work. The digit steps are our o
 
 from __future__ import annotations
 
-import ast
 import datetime
 import re
 from collections.abc import Callable, Mapping
@@ -15,109 +14,20 @@ from typing import Any
 
 from mull.tasks.families.base_conversion import from_base_steps, in_base, to_base_steps
 from mull.tasks.families.digits import add, divide, subtract
-from mull.tasks.families.multiplication import multiplication_steps
+from mull.tasks.gym_expressions import product, reduce, signed_sum
 
 Entry = Mapping[str, Any]
 
 _MAX_SORTED = 12
 _PRIMES = (2, 3, 5, 7)
-_NUMBER = re.compile(r"-?\d+")
 
 
 def _expression(entry: Entry) -> str | None:
     """basic_arithmetic, chain_sum, products: one operation after the other, innermost first, and
     after each what is left of the expression, its parentheses and signs as they were."""
     lines: list[str] = []
-    value = _reduce(entry["metadata"]["expression"].strip(), lines)
+    value = reduce(entry["metadata"]["expression"].strip(), lines)
     return "\n".join(lines) if str(value) == entry["answer"] else None
-
-
-def _reduce(left: str, lines: list[str]) -> int | None:
-    """The value of an expression of whole numbers, its steps appended; None where a division leaves
-    a remainder or something else is in it."""
-    while not _NUMBER.fullmatch(left):
-        body = ast.parse(left, mode="eval").body
-        node = _reducible(body, left)
-        if node is None:  # a number in parentheses
-            return _number(body)
-        value = _value(node, lines)
-        if value is None:
-            return None
-        left = f"{left[: node.col_offset]}{value}{left[node.end_col_offset :]}"
-        if not _NUMBER.fullmatch(left):
-            lines.append(left)
-    return int(left)
-
-
-def _reducible(node: ast.expr, text: str) -> ast.expr | None:
-    """The first operation whose operands are written as numbers, or sign before parentheses."""
-    operands: list[ast.expr] = []
-    if isinstance(node, ast.BinOp):
-        operands = [node.left, node.right]
-    elif isinstance(node, ast.UnaryOp) and not _is_number(node, text):
-        operands = [node.operand]
-    for operand in operands:
-        if (found := _reducible(operand, text)) is not None:
-            return found
-    return node if operands else None
-
-
-def _is_number(node: ast.expr, text: str) -> bool:
-    return _NUMBER.fullmatch(text[node.col_offset : node.end_col_offset]) is not None
-
-
-def _value(node: ast.expr, lines: list[str]) -> int | None:
-    if isinstance(node, ast.BinOp):
-        a, b = _number(node.left), _number(node.right)
-        return None if a is None or b is None else _operate(a, node.op, b, lines)
-    return _number(node)
-
-
-def _number(node: ast.expr) -> int | None:
-    match node:
-        case ast.Constant(value=int(value)):
-            return value
-        case ast.UnaryOp(op=ast.USub(), operand=operand):
-            inner = _number(operand)
-            return None if inner is None else -inner
-    return None
-
-
-def _operate(a: int, op: ast.operator, b: int, lines: list[str]) -> int | None:
-    match op:
-        case ast.Add():
-            lines.append(_signed_sum(a, b))
-            return a + b
-        case ast.Sub():
-            lines.append(_signed_sum(a, -b))
-            return a - b
-        case ast.Mult():
-            lines.append(_product(a, b))
-            return a * b
-        case ast.Div() if b and a % b == 0:
-            lines.append(f"{a}/{b}: {divide(abs(a), abs(b))} {a // b}")
-            return a // b
-    return None
-
-
-def _signed_sum(a: int, b: int) -> str:
-    """`a+b: sign digits result`: magnitudes are added if the signs agree, else the smaller is
-    taken from the larger."""
-    width = len(str(max(abs(a), abs(b))))
-    large, small = max(abs(a), abs(b)), min(abs(a), abs(b))
-    has_one_sign = (a < 0) == (b < 0)
-    digits = add(large, small, width + 1) if has_one_sign else subtract(large, small, width)
-    return f"{a}{b:+d}: {_sign(a + b)} {digits} {a + b}"
-
-
-def _product(a: int, b: int) -> str:
-    large, small = max(abs(a), abs(b)), min(abs(a), abs(b))
-    steps = multiplication_steps(large, small)
-    return f"{a}*{b}: {_sign(a * b)} {steps}" + (f"\n{a * b}" if a * b < 0 else "")
-
-
-def _sign(value: int) -> str:
-    return "-" if value < 0 else "+"
 
 
 def _decimal_chain(entry: Entry) -> str | None:
@@ -128,7 +38,7 @@ def _decimal_chain(entry: Entry) -> str | None:
     lines = [f"{places} {total}"]
     for operator, number in zip(rest[::2], rest[1::2], strict=True):
         step = _scaled(number, places) * (1 if operator == "+" else -1)
-        lines.append(_signed_sum(total, step))
+        lines.append(signed_sum(total, step))
         total += step
     lines.append(f"{places} {total}")  # side by side again: where the point goes
     return "\n".join(lines) if Decimal(total).scaleb(-places) == Decimal(entry["answer"]) else None
@@ -168,7 +78,7 @@ def _lcm(entry: Entry) -> str | None:
     a, b = max(numbers), min(numbers)
     divisor, lines = _euclid(a, b)
     lines.append(f"{b}/{divisor}: {divide(b, divisor)} {b // divisor}")
-    lines.append(_product(a, b // divisor))
+    lines.append(product(a, b // divisor))
     return "\n".join(lines)
 
 
@@ -269,7 +179,7 @@ def _simple_equation(entry: Entry) -> str | None:
     """a*x + b = c: take b away, divide by a."""
     left, _, right = entry["metadata"]["equation"].partition(" = ")
     name = entry["metadata"]["variable"]
-    at = [_reduce(re.sub(rf"\b{name}\b", str(x), left).strip(), []) for x in (0, 1, 2)]
+    at = [reduce(re.sub(rf"\b{name}\b", str(x), left).strip(), []) for x in (0, 1, 2)]
     if None in at or not right.lstrip("-").isdigit():
         return None
     constant, slope = at[0], at[1] - at[0]  # type: ignore[operator]
@@ -278,7 +188,7 @@ def _simple_equation(entry: Entry) -> str | None:
     value = int(right)
     lines = []
     if constant:
-        lines.append(_signed_sum(value, -constant))
+        lines.append(signed_sum(value, -constant))
         value -= constant
     if slope != 1:
         lines.append(f"{value}/{slope}: {divide(abs(value), abs(slope))}")
@@ -309,9 +219,9 @@ def _complex(entry: Entry) -> str | None:
     lines = [f"{a} {b} {c} {d}"]
     match metadata["operation"]:
         case "+":
-            lines += [_signed_sum(a, c), _signed_sum(b, d)]
+            lines += [signed_sum(a, c), signed_sum(b, d)]
         case "-":
-            lines += [_signed_sum(a, -c), _signed_sum(b, -d)]
+            lines += [signed_sum(a, -c), signed_sum(b, -d)]
         case "*":
             lines += _two_products(a, c, b, d, -1)
             lines += _two_products(a, d, b, c, 1)
@@ -330,7 +240,7 @@ def _complex(entry: Entry) -> str | None:
 def _two_products(a: int, b: int, c: int, d: int, sign: int) -> list[str]:
     """a*b + sign*c*d, the products from memory."""
     products = f"{a}*{b}={a * b} {c}*{d}={c * d}"
-    return [products, _signed_sum(a * b, sign * c * d)]
+    return [products, signed_sum(a * b, sign * c * d)]
 
 
 def _siblings(entry: Entry) -> str | None:
