@@ -1,7 +1,8 @@
 """The native library in another process, under an emulator where its processor is not this one.
 
 `Elsewhere` stands for the loaded library. Both processes map one file at one address: a call's
-tensors and structs are copied into it with their pointers set anew, and tensors are copied back.
+tensors and structs are copied into it with their pointers set anew, and tensors
+and the numbers of structs are copied back.
 As a pytest plugin (`-p elsewhere`) it runs whole test files that way.
 """
 
@@ -30,6 +31,7 @@ from mull.kernels import library
 ADDRESS = 1 << 36  # neither a program nor its libraries lie there
 BYTES = 1 << 28
 REQUEST = struct.Struct("<32s8q")
+NUMBERS = (ctypes.c_int32, ctypes.c_int64, ctypes.c_float, ctypes.c_double)  # of a struct
 GAP = b"\xee" * 192  # around every copy; looked at after the call
 
 _tensors: dict[int, weakref.ref[Tensor]] = {}
@@ -60,6 +62,7 @@ class _Image:
         self.memory, self.end, self.layers = memory, 0, 0
         self.storages = _storages()
         self.copies: dict[int, tuple[int, int]] = {}  # address -> bytes, where they went
+        self.structs: list[tuple[ctypes.Structure, int]] = []  # arguments, where they went
         self.gaps: list[int] = []
         self._gap()
 
@@ -83,13 +86,14 @@ class _Image:
         return self.put(struct.pack(f"<{self.layers}q", *(self.reach(p or 0) for p in pointers)))
 
     def struct(self, value: Any) -> int:
-        stack = getattr(value, "stack", value)
-        self.layers = getattr(stack, "num_layers", self.layers)
-        return self.put(self.set_anew(value))
+        address = self.put(self.set_anew(value))
+        self.structs.append((value, address - ADDRESS))
+        return address
 
     def set_anew(self, value: Any) -> bytes:
         if isinstance(value, ctypes.Array):
             return b"".join(self.set_anew(item) for item in value)
+        self.layers = getattr(value, "num_layers", self.layers)
         raw = bytearray(value)
         for name, kind in value._fields_:
             field, at = getattr(value, name), getattr(type(value), name).offset
@@ -124,6 +128,11 @@ class _Image:
             data = self.memory[to - ADDRESS : to - ADDRESS + size]
             if data != ctypes.string_at(start, size):
                 ctypes.memmove(start, data, size)
+        for value, to in self.structs:
+            copy = type(value).from_buffer_copy(self.memory, to)
+            for name, kind in value._fields_:
+                if kind in NUMBERS:
+                    setattr(value, name, getattr(copy, name))
 
 
 class Elsewhere:

@@ -12,9 +12,7 @@ from __future__ import annotations
 import ctypes
 import time
 from dataclasses import dataclass
-from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -149,17 +147,18 @@ class _Call:
         self.module, self.head, self.embedding = module, head, embedding
         self.rows = rows
         guesses = rows * DEEPEST
-        self._longs = (ctypes.c_int64 * (3 * rows + guesses))()
-        self._doubles = (ctypes.c_double * (guesses + _RATES + 2 * DEEPEST + 3 + rows))()
-        self._floats = (ctypes.c_float * (rows + guesses))()
-        self._ints = (ctypes.c_int32 * (3 * rows + 1))()
-        self._table: np.ndarray = np.zeros((rows, 1), dtype=np.int32)
+        self._longs = torch.zeros(3 * rows + guesses, dtype=torch.int64)
+        doubles = guesses + _RATES + 2 * DEEPEST + 3 + rows
+        self._doubles = torch.zeros(doubles, dtype=torch.float64)
+        self._floats = torch.zeros(rows + guesses, dtype=torch.float32)
+        self._ints = torch.zeros(3 * rows + 1, dtype=torch.int32)
+        self._table = torch.zeros(rows, 1, dtype=torch.int32)
         layer = module.layers.first_layer
         pointers = ctypes.addressof(cache.latent_pointers)
-        longs, doubles = ctypes.addressof(self._longs), ctypes.addressof(self._doubles)
-        floats, ints = ctypes.addressof(self._floats), ctypes.addressof(self._ints)
+        longs, noise = self._longs.data_ptr(), self._doubles.data_ptr()
+        floats, ints = self._floats.data_ptr(), self._ints.data_ptr()
         self._rates = guesses  # where they are among the doubles; then means, costs and chances
-        rates = doubles + 8 * guesses
+        rates = noise + 8 * guesses
         costs = rates + 8 * (_RATES + DEEPEST + 1)
         self.native = library.Guess(
             step=library.Step(
@@ -171,7 +170,7 @@ class _Call:
             room=longs + 8 * rows,
             positions=longs + 16 * rows,
             tokens=longs + 24 * rows,
-            noise=doubles,
+            noise=noise,
             rates=rates,
             means=rates + 8 * _RATES,
             costs=costs,
@@ -209,8 +208,8 @@ class _Call:
         native.depth, native.least_depth, native.expected = depth, plan.least_depth, plan.expected
         library.check(native_library().mull_guess(ctypes.byref(native), library.threads()))
         made = native.passes
-        tokens = self._longs[3 * rows : (3 + made) * rows]
-        sureness = self._floats[rows : (1 + made) * rows]
+        tokens = self._longs[3 * rows : (3 + made) * rows].tolist()
+        sureness = self._floats[rows : (1 + made) * rows].tolist()
         said: Said = []
         for b in range(rows):
             own = tokens[b::rows]
@@ -220,11 +219,12 @@ class _Call:
 
     def _put(self, seqs: list[Sequence], firsts: list[int], plan: Plan, depth: int) -> None:
         rows, rates = self.rows, self._rates
-        self._longs[: 2 * rows] = [*firsts, *plan.rooms]
+        self._longs.numpy()[: 2 * rows] = [*firsts, *plan.rooms]
         inverses = inverse_temperatures(seqs)
-        self._floats[:rows] = cast(list[Any], inverses)
+        self._floats.numpy()[:rows] = inverses
+        doubles = self._doubles.numpy()
         if any(inverses):
-            self._doubles[: rows * depth] = [
+            doubles[: rows * depth] = [
                 uniform(seq.seed, seq.index, seq.generated + made) if inverse else 0.0
                 for made in range(depth)
                 for seq, inverse in zip(seqs, inverses, strict=True)
@@ -233,12 +233,12 @@ class _Call:
         means += means[-1:] * (DEEPEST + 1 - DEPTHS)
         costs = plan.costs + plan.costs[-1:] * (DEEPEST + 2 - len(plan.costs))
         numbers = [*plan.rates.rates(), *means, *costs]
-        self._doubles[rates : rates + len(numbers)] = cast(list[Any], numbers)
+        doubles[rates : rates + len(numbers)] = numbers
         longest = max(len(seq.block_table) for seq in seqs)
         if longest > self._table.shape[1]:
-            self._table = np.zeros((rows, 2 * longest), dtype=np.int32)
-        for row_M, seq in zip(self._table, seqs, strict=True):
+            self._table = torch.zeros(rows, 2 * longest, dtype=torch.int32)
+        for row_M, seq in zip(self._table.numpy(), seqs, strict=True):
             row_M[: len(seq.block_table)] = seq.block_table
         paging = self.native.step.paging
-        paging.block_table = self._table.ctypes.data
+        paging.block_table = self._table.data_ptr()
         paging.blocks_per_sequence = self._table.shape[1]
