@@ -62,22 +62,23 @@ class Rope:
         beyond the context."""
         if highest >= self._context:
             return None
-        if highest >= len(self._table_2Pr[0]):
-            self._grow(highest + 1)
-        return self._table_2Pr
+        table = self._table_2Pr
+        if highest >= len(table[0]):
+            table = self._table_2Pr = self._grown(highest + 1)
+        return table  # another thread may have put a shorter one there meanwhile
 
     def _turned(self, positions_T: Tensor) -> tuple[Tensor, Tensor]:
         angles_Tr = positions_T.float()[:, None] * self._on_device[positions_T.device]
         return angles_Tr.cos() * self._amplitude, angles_Tr.sin() * self._amplitude
 
-    def _grow(self, needed: int) -> None:
+    def _grown(self, needed: int) -> tuple[Tensor, Tensor]:
         size = _FIRST_POSITIONS
         while size < needed:
             size *= 2
         # A tensor made in inference mode could not be used in training.
         with torch.inference_mode(False):
             positions_P = torch.arange(min(size, self._context), device="cpu")
-            self._table_2Pr = self._turned(positions_P)
+            return self._turned(positions_P)
 
 
 def rotate(x_THr: Tensor, cos_sin: tuple[Tensor, Tensor], *, interleaved: bool) -> Tensor:

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -29,6 +31,9 @@ _BATCH_TOKENS = 4096
 _BLOCK = 16
 # Share of the free memory that the keys of one rollout may take.
 _CACHE_SHARE = 0.4
+# Two engines are 1.18 times as fast as one with 5 MB of weights, 1.36 with 13, 1.12 with 28 and 1.02
+# with 46 (measured): the bigger the model, the less of a step is Python.
+_MOST_BYTES_FOR_TWO = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -85,6 +90,7 @@ class Sampler:
         self._precision = precision
         with torch.no_grad():
             self._model = prepare(plain(model, mtp=False), precision=precision, device=self._device)
+        self._bytes = sum(each.numel() * each.element_size() for each in model.parameters())
 
     def question(self, problem: Problem, seed: int) -> Question:
         prompt = self.writer.prompt(problem.question, thinking=self.thinking)
@@ -95,6 +101,28 @@ class Sampler:
     ) -> list[list[Answer]]:
         """`each` answers to every question, in order."""
         start = time.perf_counter()
+        parts = min(self._engines, len(questions))
+        sampled = partial(self._sampled, sampling=sampling, each=each, logprobs=logprobs)
+        if parts < 2:
+            answers = sampled(questions)
+        else:
+            kernels.release_threads()
+            dealt = _at_once(sampled, [questions[part::parts] for part in range(parts)])
+            answers = [dealt[i % parts][i // parts] for i in range(len(questions))]
+        self.spent.tokens += sum(len(answer.ids) for some in answers for answer in some)
+        self.spent.seconds += time.perf_counter() - start
+        return answers
+
+    @property
+    def _engines(self) -> int:
+        """Two at once for a model so small that half of a step is Python: one computes meanwhile.
+        Tokens do not depend on it."""
+        is_small = self._device.type == "cpu" and self._bytes <= _MOST_BYTES_FOR_TWO
+        return 2 if is_small and torch.get_num_threads() > 1 else 1
+
+    def _sampled(
+        self, questions: Sequence[Question], sampling: Sampling, each: int, logprobs: bool
+    ) -> list[list[Answer]]:
         engine = self._engine(questions, sampling.max_tokens, each)
         places: dict[int, int] = {}
         for index, question in enumerate(questions):
@@ -106,13 +134,10 @@ class Sampler:
                 if event.output is not None:
                     outputs[places[event.request_id]].append(event.output)
         kernels.release_threads()
-        answers = [
+        return [
             [_answer(output) for output in sorted(some, key=lambda output: output.index)]
             for some in outputs
         ]
-        self.spent.tokens += sum(len(answer.ids) for some in answers for answer in some)
-        self.spent.seconds += time.perf_counter() - start
-        return answers
 
     def _request(
         self, question: Question, sampling: Sampling, each: int, logprobs: bool
@@ -148,7 +173,7 @@ class Sampler:
         room = -(-(longest + max_tokens) // _BLOCK) * _BLOCK + _BLOCK
         running = min(_MOST_RUNNING, each * len(questions))
         per_token = self._model.config.cache_bytes_per_token(dtype)
-        most = int(available_memory() * _CACHE_SHARE) // per_token
+        most = int(available_memory() * _CACHE_SHARE) // per_token // self._engines
         return Engine(
             self._model,
             self.writer.tokenizer,
@@ -162,6 +187,26 @@ class Sampler:
             speculation="off",
             device=self._device,
         )
+
+
+_Sampled = list[list[Answer]]
+
+
+def _at_once(
+    work: Callable[[Sequence[Question]], _Sampled], parts: Sequence[Sequence[Question]]
+) -> list[_Sampled]:
+    """What `work` makes of each part, with its share of torch's threads."""
+    threads = torch.get_num_threads()
+
+    def one(part: Sequence[Question]) -> _Sampled:
+        torch.set_num_threads(max(1, threads // len(parts)))  # of this thread alone
+        return work(part)
+
+    try:
+        with ThreadPoolExecutor(len(parts)) as pool:
+            return list(pool.map(one, parts))
+    finally:
+        torch.set_num_threads(threads)  # what threads to come begin with
 
 
 def _answer(output: Output) -> Answer:

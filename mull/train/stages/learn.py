@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -61,7 +62,14 @@ def learn(session: Session, stage: LearnStage, checkpoint: Checkpoint | None) ->
 
 
 def in_passes(examples: Sequence[Example], most_tokens: int = _PASS_TOKENS) -> list[Batch]:
-    """Packed batches of at most so many tokens (a longer example is alone), of like lengths."""
+    """Packed batches of at most so many tokens (a longer example is alone), of like lengths, none
+    much shorter than the others: a pass over a few tokens takes nearly the time of one over many.
+    """
+    total = sum(len(example.ids) for example in examples)
+    longest = max((len(example.ids) for example in examples), default=0)
+    if total > most_tokens:
+        passes = math.ceil(total / max(most_tokens - longest, most_tokens / 2))
+        most_tokens = min(most_tokens, math.ceil(total / passes) + longest)
     batches: list[list[Example]] = []
     room = 0
     for example in sorted(examples, key=lambda example: len(example.ids)):
@@ -101,7 +109,7 @@ def _step(
     if stage.spread:
         seed = seed_of(session.recipe.seed, stage.name, "spread", step)
         examples = spread(examples, stage.spread, seed)
-    batches = in_passes(examples, min(stage.batch_tokens, _PASS_TOKENS))
+    batches = in_passes(examples)
     report = learner.step(batches, sft)
     book(session, stage.name, report)
     timing = {

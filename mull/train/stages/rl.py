@@ -8,6 +8,7 @@ minibatch, no staleness) they are the update's own choices, and nothing is recor
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from itertools import pairwise
@@ -110,10 +111,7 @@ class _Reinforcement:
         questions: list[Question] = []
         judged: list[list[Judged]] = []
         groups: list[Group] = []
-        most = int(stage.questions * stage.resample)
-        while missing := min(
-            stage.questions - sum(not group.is_dead for group in groups), most - len(groups)
-        ):
+        while missing := _missing(groups, stage):
             more = self._asked(sampler, step, len(questions), missing)
             answers = sampler.answers(more, stage.sampling, stage.group)
             problems = [question.problem for question in more]
@@ -261,6 +259,16 @@ class _Reinforcement:
         self.reference_step = facts["reference_step"]
         if self.reference is not None and self.reference_step:
             self.reference.load_state(part_of(checkpoint, "reference"))
+
+
+def _missing(groups: Sequence[Group], stage: Rl) -> int:
+    """How many more questions to ask: as many as make up for the dead groups so far, if as many
+    of them are dead again."""
+    live = sum(not group.is_dead for group in groups)
+    wanted = stage.questions - live
+    if groups:
+        wanted = math.ceil(wanted * len(groups) / max(live, 1))
+    return max(0, min(wanted, int(stage.questions * stage.resample) - len(groups)))
 
 
 def _parts(episodes: Sequence[Episode], count: int) -> list[list[Episode]]:
