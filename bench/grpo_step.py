@@ -1,10 +1,11 @@
 """Claim: a GRPO step on SmolLM2-135M (4 questions, 8 answers each of 128 tokens, full weights) is
-at least 3x as fast as TRL's, and its update runs at 55 % of the bfloat16 peak or more.
+at least 3x as fast as TRL's, and its update runs at 55 % of the peak or more.
 
 mull and TRL take turns, one step each a round. mull's step is the trainer's own: rollout by the
-engine in bfloat16 on the weights of the trainer, rewards, advantages, packing, one update with
-bfloat16 products, float32 weights and AdamW. Both sample every answer to its full length from
-prompts of the same words. Run: .venv/bin/python bench/grpo_step.py [--rounds N] [--json]
+engine in bfloat16 on the weights of the trainer, rewards, advantages, packing, one update, float32
+weights and AdamW. Both multiply in bfloat16, or in float32 where the processor has no products of
+bfloat16 (they would take a hundred times as long), and sample every answer to its full length
+from prompts of the same words. Run: .venv/bin/python bench/grpo_step.py [--rounds N] [--json]
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from mull.train import models
 from mull.train.algorithms import ALGORITHMS
 from mull.train.batch import Episode
 from mull.train.data.writer import TraceWriter
+from mull.train.peak import settled
 from mull.train.recipe import Optimiser, Sampling
 from mull.train.rollout import Answer, Question, Sampler
 from mull.train.step import Learner
@@ -56,7 +58,7 @@ class Ours:
         source = weights.tokenizer_source(weights.resolve(model))
         self.writer = models.writer_of(source)
         self.learner = Learner(
-            self.model, Optimiser(learning_rate=1e-6, warmup=0), 10_000, precision="bf16"
+            self.model, Optimiser(learning_rate=1e-6, warmup=0), 10_000, precision=args.precision
         )
         self.algorithm = ALGORITHMS["grpo"]()
         self.args, self.asked = args, 0
@@ -126,6 +128,7 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=128, help="of each answer")
     parser.add_argument("--batch-tokens", type=int, default=16384, help="of one forward pass")
     parser.add_argument("--rollout-precision", default="bf16")
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument(
@@ -138,6 +141,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
+    args.precision = settled(args.precision)
+    dtype = torch.bfloat16 if args.precision == "bf16" else torch.float32
     ours, peer = Ours(args.model, args), None
     if not args.no_peer:
         options = {
@@ -147,14 +152,15 @@ def main() -> None:
             "each": args.questions,
             "tokens": args.tokens,
             "threads": args.threads,
+            "bf16": args.precision == "bf16",
         }
-        peer = Contender("trl:bf16", Path(sys.executable), args.peer, options)
+        peer = Contender(f"trl:{args.precision}", Path(sys.executable), args.peer, options)
     found: dict[str, list[dict[str, float]]] = {"mull": [], "trl": []}
     peaks = []
     try:
         for turn in range(args.rounds + 1):  # the first one is not counted
             with torch.inference_mode():
-                peaks.append(matmul_gflop_per_s(torch.bfloat16))
+                peaks.append(matmul_gflop_per_s(dtype))
             steps = {"mull": ours.step()}
             if peer is not None:
                 steps["trl"] = peer.ask("grpo_step") or {}
@@ -165,18 +171,18 @@ def main() -> None:
     finally:
         if peer is not None:
             peer.close()
-    result = told(found, max(peaks))
+    result = told(found, args.precision, max(peaks))
     print(json.dumps(result) if args.json else described(result))
 
 
-def told(found: dict[str, list[dict[str, float]]], peak: float) -> dict[str, Any]:
+def told(found: dict[str, list[dict[str, float]]], precision: str, peak: float) -> dict[str, Any]:
     rows = {
         name: {key: statistics.median(step[key] for step in steps) for key in steps[0]}
         | {"spread": [min(s["seconds"] for s in steps), max(s["seconds"] for s in steps)]}
         for name, steps in found.items()
         if steps
     }
-    result: dict[str, Any] = {"steps": rows, "bf16_gflop_per_s": peak}
+    result: dict[str, Any] = {"steps": rows, "precision": precision, "gflop_per_s": peak}
     result["utilisation"] = rows["mull"]["update_gflop_per_s"] / peak
     if "trl" in rows:
         for part in ("seconds", "rollout_seconds", "update_seconds"):
@@ -200,7 +206,8 @@ def described(result: dict[str, Any]) -> str:
         )
     lines.append(
         f"mull's update reaches {result['steps']['mull']['update_gflop_per_s']:.0f} GFLOP/s, "
-        f"{result['utilisation']:.0%} of the bf16 peak of {result['bf16_gflop_per_s']:.0f}"
+        f"{result['utilisation']:.0%} of the {result['precision']} peak of "
+        f"{result['gflop_per_s']:.0f}"
     )
     return "\n".join(lines)
 

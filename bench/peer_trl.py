@@ -1,6 +1,7 @@
 """TRL's GRPOTrainer as a contender (see child.py): one step of its own training loop per request.
 
-Full weights, bfloat16 by autocast as its trainer does it, no KL, every answer as long as it may be.
+Full weights, bfloat16 by autocast as its trainer does it (or float32), no KL, every answer as long
+as it may be.
 """
 
 from __future__ import annotations
@@ -50,7 +51,16 @@ class _Trainer(trl.GRPOTrainer):
         return result
 
 
-def load(model: str, prompts: list[str], group: int, each: int, tokens: int, threads: int) -> Any:
+def load(
+    model: str,
+    prompts: list[str],
+    group: int,
+    each: int,
+    tokens: int,
+    threads: int,
+    *,
+    bf16: bool,
+) -> Any:
     """model: a folder in Hugging Face layout. each: questions of a step."""
     torch.set_num_threads(threads)
     transformers.utils.logging.disable_progress_bar()
@@ -64,7 +74,7 @@ def load(model: str, prompts: list[str], group: int, each: int, tokens: int, thr
         max_completion_length=tokens,
         learning_rate=1e-6,
         beta=0.0,
-        bf16=True,
+        bf16=bf16,
         use_cpu=True,
         report_to=[],
         save_strategy="no",
