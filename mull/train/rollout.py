@@ -31,8 +31,8 @@ _BATCH_TOKENS = 4096
 _BLOCK = 16
 # Share of the free memory that the keys of one rollout may take.
 _CACHE_SHARE = 0.4
-# Two engines are 1.18 times as fast as one with 5 MB of weights, 1.36 with 13, 1.12 with 28 and 1.02
-# with 46 (measured): the bigger the model, the less of a step is Python.
+# Two engines are 1.18 times as fast as one with 5 MB of weights, 1.36 with 13, 1.12 with 28 and
+# 1.02 with 46 (measured): the bigger the model, the less of a step is Python.
 _MOST_BYTES_FOR_TWO = 32 << 20
 
 
@@ -101,8 +101,11 @@ class Sampler:
     ) -> list[list[Answer]]:
         """`each` answers to every question, in order."""
         start = time.perf_counter()
-        parts = min(self._engines, len(questions))
-        sampled = partial(self._sampled, sampling=sampling, each=each, logprobs=logprobs)
+        parts = max(1, min(self._engines, len(questions)))
+        most = int(available_memory() * _CACHE_SHARE) // parts
+        sampled = partial(
+            self._sampled, sampling=sampling, each=each, logprobs=logprobs, cache_bytes=most
+        )
         if parts < 2:
             answers = sampled(questions)
         else:
@@ -121,9 +124,14 @@ class Sampler:
         return 2 if is_small and torch.get_num_threads() > 1 else 1
 
     def _sampled(
-        self, questions: Sequence[Question], sampling: Sampling, each: int, logprobs: bool
+        self,
+        questions: Sequence[Question],
+        sampling: Sampling,
+        each: int,
+        logprobs: bool,
+        cache_bytes: int,
     ) -> list[list[Answer]]:
-        engine = self._engine(questions, sampling.max_tokens, each)
+        engine = self._engine(questions, sampling.max_tokens, each, cache_bytes)
         places: dict[int, int] = {}
         for index, question in enumerate(questions):
             places[engine.submit(self._request(question, sampling, each, logprobs))] = index
@@ -160,7 +168,9 @@ class Sampler:
             streams=False,
         )
 
-    def _engine(self, questions: Sequence[Question], max_tokens: int, each: int) -> Engine:
+    def _engine(
+        self, questions: Sequence[Question], max_tokens: int, each: int, cache_bytes: int
+    ) -> Engine:
         longest = max(len(question.prompt) for question in questions)
         context = self._model.config.max_position_embeddings
         if longest + max_tokens > context:
@@ -173,13 +183,12 @@ class Sampler:
         room = -(-(longest + max_tokens) // _BLOCK) * _BLOCK + _BLOCK
         running = min(_MOST_RUNNING, each * len(questions))
         per_token = self._model.config.cache_bytes_per_token(dtype)
-        most = int(available_memory() * _CACHE_SHARE) // per_token // self._engines
         return Engine(
             self._model,
             self.writer.tokenizer,
             self.writer.template,
             context=longest + max_tokens,
-            cache_tokens=max(room, min(running * room, most)),
+            cache_tokens=max(room, min(running * room, cache_bytes // per_token)),
             cache_dtype=dtype,
             max_batch_tokens=_BATCH_TOKENS,
             max_running=running,
