@@ -29,6 +29,7 @@ from mull.train.recipe import (
 )
 from mull.train.sizes import fresh_config
 from mull.train.stages.evaluate import evaluated
+from mull.train.stages.learn import pass_tokens
 
 # Shares of the peak of matrix products that were measured: the update's, and of decoding many
 # answers at once, where a token of a tiny model costs its bookkeeping before all.
@@ -40,7 +41,6 @@ _MEAN_ANSWER_SHARE, _QUESTION_TOKENS = 0.5, 32
 # bytes of one: in bfloat16 half of them are narrow.
 _KEPT_PER_WIDTH = 34
 _KEPT_BYTES = {"fp32": 4, "bf16": 3}
-_MOST_PASS_TOKENS = 8192
 _RUNNING = 512
 # Of a layer: four of attention, three of the MLP.
 _PROJECTIONS = 7
@@ -309,7 +309,7 @@ def _pass_tokens(stage: StageBase) -> int:
         answers = math.ceil(stage.questions * stage.group / stage.minibatches)
         return min(stage.batch_tokens, answers * (_QUESTION_TOKENS + stage.sampling.max_tokens))
     if isinstance(stage, LearnStage):
-        return min(stage.batch_tokens, _MOST_PASS_TOKENS)
+        return pass_tokens(stage.batch_tokens)
     return 0
 
 

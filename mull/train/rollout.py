@@ -6,16 +6,17 @@ stage, step and question, and guessing ahead is off, so the tokens do not depend
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, CancelledError, ThreadPoolExecutor, wait
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
 from mull import kernels
 from mull.engine import Engine, Output, Request, SamplingParams, prepare
+from mull.engine.fused_decoder import FusedDecoder
 from mull.engine.prepare import PRECISIONS
 from mull.errors import TrainError
 from mull.model import CausalLM
@@ -25,7 +26,8 @@ from mull.train.models import plain
 from mull.train.recipe import Sampling
 from mull.weights import available_memory
 
-# More at once are hardly faster, and their keys no longer fit the processor's caches.
+# Of all engines. More at once are hardly faster, and their keys no longer fit the processor's
+# caches.
 _MOST_RUNNING = 512
 _BATCH_TOKENS = 4096
 _BLOCK = 16
@@ -33,7 +35,7 @@ _BLOCK = 16
 _CACHE_SHARE = 0.4
 # Two engines are 1.18 times as fast as one with 5 MB of weights, 1.36 with 13, 1.12 with 28 and
 # 1.02 with 46 (measured): the bigger the model, the less of a step is Python.
-_MOST_BYTES_FOR_TWO = 32 << 20
+_MOST_FOR_TWO = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -102,15 +104,20 @@ class Sampler:
         """`each` answers to every question, in order."""
         start = time.perf_counter()
         parts = max(1, min(self._engines, len(questions)))
-        most = int(available_memory() * _CACHE_SHARE) // parts
-        sampled = partial(
-            self._sampled, sampling=sampling, each=each, logprobs=logprobs, cache_bytes=most
-        )
-        if parts < 2:
+        cache_bytes = int(available_memory() * _CACHE_SHARE) // parts
+        stopped = threading.Event()
+
+        def sampled(some: Sequence[Question]) -> list[list[Answer]]:
+            engine = self._engine(some, sampling.max_tokens, each, cache_bytes, parts)
+            return self._sampled(
+                engine, [self._request(q, sampling, each, logprobs) for q in some], stopped
+            )
+
+        if parts == 1:
             answers = sampled(questions)
         else:
             kernels.release_threads()
-            dealt = _at_once(sampled, [questions[part::parts] for part in range(parts)])
+            dealt = _at_once(sampled, [questions[part::parts] for part in range(parts)], stopped)
             answers = [dealt[i % parts][i // parts] for i in range(len(questions))]
         self.spent.tokens += sum(len(answer.ids) for some in answers for answer in some)
         self.spent.seconds += time.perf_counter() - start
@@ -119,25 +126,19 @@ class Sampler:
     @property
     def _engines(self) -> int:
         """Two at once for a model so small that half of a step is Python: one computes meanwhile.
-        Tokens do not depend on it."""
-        is_small = self._device.type == "cpu" and self._bytes <= _MOST_BYTES_FOR_TWO
+        Tokens do not depend on it, where native kernels do all of a step."""
+        is_small = isinstance(self._model.model, FusedDecoder) and self._bytes <= _MOST_FOR_TWO
         return 2 if is_small and torch.get_num_threads() > 1 else 1
 
     def _sampled(
-        self,
-        questions: Sequence[Question],
-        sampling: Sampling,
-        each: int,
-        logprobs: bool,
-        cache_bytes: int,
+        self, engine: Engine, requests: Sequence[Request], stopped: threading.Event
     ) -> list[list[Answer]]:
-        engine = self._engine(questions, sampling.max_tokens, each, cache_bytes)
-        places: dict[int, int] = {}
-        for index, question in enumerate(questions):
-            places[engine.submit(self._request(question, sampling, each, logprobs))] = index
-        outputs: list[list[Output]] = [[] for _ in questions]
+        places = {engine.submit(request): index for index, request in enumerate(requests)}
+        outputs: list[list[Output]] = [[] for _ in requests]
         while engine.has_work:
             self._check()
+            if stopped.is_set():
+                raise CancelledError
             for event in engine.step():
                 if event.output is not None:
                     outputs[places[event.request_id]].append(event.output)
@@ -169,7 +170,12 @@ class Sampler:
         )
 
     def _engine(
-        self, questions: Sequence[Question], max_tokens: int, each: int, cache_bytes: int
+        self,
+        questions: Sequence[Question],
+        max_tokens: int,
+        each: int,
+        cache_bytes: int,
+        parts: int,
     ) -> Engine:
         longest = max(len(question.prompt) for question in questions)
         context = self._model.config.max_position_embeddings
@@ -181,7 +187,7 @@ class Sampler:
             )
         dtype = torch.float32 if self._precision == "fp32" else PRECISIONS[self._precision]
         room = -(-(longest + max_tokens) // _BLOCK) * _BLOCK + _BLOCK
-        running = min(_MOST_RUNNING, each * len(questions))
+        running = min(_MOST_RUNNING // parts, each * len(questions))
         per_token = self._model.config.cache_bytes_per_token(dtype)
         return Engine(
             self._model,
@@ -202,18 +208,30 @@ _Sampled = list[list[Answer]]
 
 
 def _at_once(
-    work: Callable[[Sequence[Question]], _Sampled], parts: Sequence[Sequence[Question]]
+    work: Callable[[Sequence[Question]], _Sampled],
+    parts: Sequence[Sequence[Question]],
+    stopped: threading.Event,
 ) -> list[_Sampled]:
-    """What `work` makes of each part, with its share of torch's threads."""
+    """What `work` makes of each part in a thread of its own, with its share of torch's threads.
+    Where one fails, or this thread is interrupted, the others are stopped."""
     threads = torch.get_num_threads()
 
-    def one(part: Sequence[Question]) -> _Sampled:
-        torch.set_num_threads(max(1, threads // len(parts)))  # of this thread alone
-        return work(part)
+    def one(index: int) -> _Sampled:
+        torch.get_num_threads()  # a new thread first takes over what the process had set last
+        torch.set_num_threads(max(1, (threads + index) // len(parts)))
+        return work(parts[index])
 
     try:
         with ThreadPoolExecutor(len(parts)) as pool:
-            return list(pool.map(one, parts))
+            running = [pool.submit(one, index) for index in range(len(parts))]
+            try:
+                done, _ = wait(running, return_when=FIRST_EXCEPTION)
+                for each in done:
+                    each.result()
+            except BaseException:
+                stopped.set()
+                raise
+        return [each.result() for each in running]
     finally:
         torch.set_num_threads(threads)  # what threads to come begin with
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -23,6 +22,12 @@ from mull.train.trainee import Trainee
 
 # A forward and backward pass is over at most so many tokens; more only takes more memory.
 _PASS_TOKENS = 8192
+
+
+def pass_tokens(batch_tokens: int) -> int:
+    """How many a pass over a part of a step's examples may have: a little more than a step, which
+    ends where a sequence does."""
+    return min(batch_tokens * 5 // 4, _PASS_TOKENS)
 
 
 def learn(session: Session, stage: LearnStage, checkpoint: Checkpoint | None) -> Trainee:
@@ -62,23 +67,27 @@ def learn(session: Session, stage: LearnStage, checkpoint: Checkpoint | None) ->
 
 
 def in_passes(examples: Sequence[Example], most_tokens: int = _PASS_TOKENS) -> list[Batch]:
-    """Packed batches of at most so many tokens (a longer example is alone), of like lengths, none
-    much shorter than the others: a pass over a few tokens takes nearly the time of one over many.
-    """
+    """Packed batches of at most so many tokens (a longer example is alone), of like lengths and as
+    even as examples allow: a pass over few tokens takes nearly the time of one over many."""
+    by_length = sorted(examples, key=lambda example: len(example.ids))
     total = sum(len(example.ids) for example in examples)
-    longest = max((len(example.ids) for example in examples), default=0)
-    if total > most_tokens:
-        passes = math.ceil(total / max(most_tokens - longest, most_tokens / 2))
-        most_tokens = min(most_tokens, math.ceil(total / passes) + longest)
-    batches: list[list[Example]] = []
-    room = 0
-    for example in sorted(examples, key=lambda example: len(example.ids)):
-        if not batches or len(example.ids) > room:
-            batches.append([])
-            room = most_tokens
-        batches[-1].append(example)
-        room -= len(example.ids)
-    return [Batch.pack(batch) for batch in batches]
+    passes = max(1, -(-total // most_tokens))
+    while True:
+        parts = _even_parts(by_length, total, passes)
+        if all(len(p) == 1 or sum(len(each.ids) for each in p) <= most_tokens for p in parts):
+            return [Batch.pack(part) for part in parts]
+        passes += 1
+
+
+def _even_parts(examples: Sequence[Example], total: int, count: int) -> list[list[Example]]:
+    """At most `count` runs of the examples, of `total` tokens in all; each begins with the first
+    example that begins in its equal share of them."""
+    parts: dict[int, list[Example]] = {}
+    begin = 0
+    for example in examples:
+        parts.setdefault(begin * count // total, []).append(example)
+        begin += len(example.ids)
+    return list(parts.values())
 
 
 def learning_values(report: StepReport) -> dict[str, Any]:
@@ -109,7 +118,7 @@ def _step(
     if stage.spread:
         seed = seed_of(session.recipe.seed, stage.name, "spread", step)
         examples = spread(examples, stage.spread, seed)
-    batches = in_passes(examples)
+    batches = in_passes(examples, pass_tokens(stage.batch_tokens))
     report = learner.step(batches, sft)
     book(session, stage.name, report)
     timing = {

@@ -263,12 +263,13 @@ class _Reinforcement:
 
 def _missing(groups: Sequence[Group], stage: Rl) -> int:
     """How many more questions to ask: as many as make up for the dead groups so far, if as many
-    of them are dead again."""
+    of them are dead again; at most twice as many in all each time."""
+    if not groups:
+        return stage.questions
     live = sum(not group.is_dead for group in groups)
-    wanted = stage.questions - live
-    if groups:
-        wanted = math.ceil(wanted * len(groups) / max(live, 1))
-    return max(0, min(wanted, int(stage.questions * stage.resample) - len(groups)))
+    wanted = math.ceil((stage.questions - live) * len(groups) / max(live, 1))
+    left = int(stage.questions * stage.resample) - len(groups)
+    return max(0, min(wanted, left, len(groups)))
 
 
 def _parts(episodes: Sequence[Episode], count: int) -> list[list[Episode]]:
