@@ -66,9 +66,10 @@ class _Image:
         self.gaps: list[int] = []
         self._gap()
 
-    def argument(self, value: Any) -> int:
+    def argument(self, value: Any, kind: Any) -> int:
+        """kind: as the function declares it."""
         if value is None or isinstance(value, int):
-            return self.reach(value or 0) if (value or 0) >> 32 else value or 0
+            return self.reach(value) if kind is ctypes.c_void_p and value else value or 0
         if isinstance(value, bytes):
             return self.put(value + b"\0")
         return self.struct(value._obj)  # ctypes.byref
@@ -170,7 +171,8 @@ class Elsewhere:
 
     def _call(self, name: str, *arguments: Any) -> int:
         image = _Image(self._memory)
-        numbers = [image.argument(value) for value in arguments]
+        kinds = library._SIGNATURES[name][1]
+        numbers = [image.argument(*pair) for pair in zip(arguments, kinds, strict=True)]
         request = REQUEST.pack(name.encode(), *numbers, *[0] * (8 - len(numbers)))
         pipe_in, pipe_out = self._process.stdin, self._process.stdout
         assert pipe_in is not None

@@ -52,6 +52,28 @@ _STRUCTS = (
     Draw,
     Guess,
 )
+_pointer, _i32, _i64 = c_void_p, c_int32, c_int64
+# What the library's functions return and take.
+_SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
+    "mull_sizes": (None, [_pointer]),
+    "mull_set_runtime": (None, [_pointer, _pointer, _pointer]),
+    "mull_select": (_i32, [c_char_p]),
+    "mull_supports": (_i32, [c_char_p]),
+    "mull_selected": (c_char_p, []),
+    "mull_pack": (None, [_pointer, _pointer, _pointer, _i32]),
+    "mull_rows": (None, [_pointer, _pointer, _i64, _pointer]),
+    "mull_linear": (_i32, [_pointer, _pointer, _i64, _pointer, _i32]),
+    "mull_attention": (_i32, [_pointer, _i32]),
+    "mull_write_cache": (_i32, [_pointer, _i32, _i64, _i64, _pointer, _pointer, _i64]),
+    "mull_write_int8": (_i32, [_pointer, _i32]),
+    "mull_stack": (_i32, [_pointer, _pointer, _pointer, _i32]),
+    "mull_latent_stack": (_i32, [_pointer, _pointer, _pointer, _i32]),
+    "mull_next_token": (_i32, [_pointer, _pointer, _pointer, _pointer, _i32]),
+    "mull_draw": (_i32, [_pointer, _i32]),
+    "mull_guess": (_i32, [_pointer, _i32]),
+    "mull_attention_inputs": (_i32, [_pointer, _i64, _pointer, _pointer, _pointer, _i32]),
+    "mull_attention_outputs": (_i32, [_pointer, _i64, _pointer, _pointer, _pointer, _i32]),
+}
 _STATUS = {
     1: "no memory for the kernel's buffers: use shorter prompts or fewer requests at once",
     2: "a block table, context or query start does not fit the cache it is used with",
@@ -108,28 +130,7 @@ def _find() -> Path | None:
 
 
 def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
-    pointer, i32, i64 = c_void_p, c_int32, c_int64
-    signatures: dict[str, tuple[Any, list[Any]]] = {
-        "mull_sizes": (None, [pointer]),
-        "mull_set_runtime": (None, [pointer, pointer, pointer]),
-        "mull_select": (i32, [c_char_p]),
-        "mull_supports": (i32, [c_char_p]),
-        "mull_selected": (c_char_p, []),
-        "mull_pack": (None, [pointer, pointer, pointer, i32]),
-        "mull_rows": (None, [pointer, pointer, i64, pointer]),
-        "mull_linear": (i32, [pointer, pointer, i64, pointer, i32]),
-        "mull_attention": (i32, [pointer, i32]),
-        "mull_write_cache": (i32, [pointer, i32, i64, i64, pointer, pointer, i64]),
-        "mull_write_int8": (i32, [pointer, i32]),
-        "mull_stack": (i32, [pointer, pointer, pointer, i32]),
-        "mull_latent_stack": (i32, [pointer, pointer, pointer, i32]),
-        "mull_next_token": (i32, [pointer, pointer, pointer, pointer, i32]),
-        "mull_draw": (i32, [pointer, i32]),
-        "mull_guess": (i32, [pointer, i32]),
-        "mull_attention_inputs": (i32, [pointer, i64, pointer, pointer, pointer, i32]),
-        "mull_attention_outputs": (i32, [pointer, i64, pointer, pointer, pointer, i32]),
-    }
-    for name, (result, arguments) in signatures.items():
+    for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
     return library
