@@ -23,13 +23,12 @@ from mull.engine.mtp import Fork, MtpDrafter
 from mull.engine.paged import BlockTables, PagedSequences
 from mull.engine.prompt_logprobs import read_prompts
 from mull.engine.reply import Reply
-from mull.engine.request import Event, Request, TokenLogprob
+from mull.engine.request import Event, Request, TokenLogprob, check_fits
 from mull.engine.sampler import sample
 from mull.engine.scheduler import Chunk, Scheduler
 from mull.engine.sequence import Sequence
 from mull.engine.speculation import Mode, Speculation, choose_mode
 from mull.engine.thinking import CloseReason
-from mull.errors import RequestError
 from mull.model.transformer import CausalLM
 from mull.text.stream import StreamParser
 from mull.text.templates import ChatTemplate
@@ -152,25 +151,7 @@ class Engine:
 
     def check(self, request: Request) -> None:
         """Raises RequestError when this engine could never serve the request. Thread-safe."""
-        for token_id in request.prompt_ids:
-            if not isinstance(token_id, int) or not 0 <= token_id < self.config.vocab_size:
-                raise RequestError(
-                    f"prompt_ids holds {token_id!r}, but token ids of this model are whole numbers "
-                    f"from 0 to {self.config.vocab_size - 1}"
-                )
-        length = len(request.prompt_ids)
-        if length >= self.limit:
-            raise RequestError(
-                f"the prompt has {length} tokens, but at most {self.limit - 1} fit (context and "
-                f"cache hold {self.limit}): shorten it by {length - self.limit + 1} tokens"
-            )
-        for name in ("logit_bias", "stop_token_ids"):
-            for token_id in getattr(request.sampling, name):
-                if token_id >= self.vocabulary:
-                    raise RequestError(
-                        f"{name} names token {token_id}, but must name ids from 0 to "
-                        f"{self.vocabulary - 1}"
-                    )
+        check_fits(request, ids=self.config.vocab_size, drawn=self.vocabulary, limit=self.limit)
 
     def submit(self, request: Request) -> int:
         """Queue a request and return its id; its events come out of `step`.

@@ -133,6 +133,29 @@ class Request:
             raise RequestError(f"namespace is {_shown(self.namespace)}, but must be a string")
 
 
+def check_fits(request: Request, *, ids: int, drawn: int, limit: int) -> None:
+    """RequestError where an engine could never serve the request. ids: of the embedding; drawn: of
+    those, the ones that can be sampled; limit: tokens of a sequence, prompt included."""
+    for token_id in request.prompt_ids:
+        if not isinstance(token_id, int) or not 0 <= token_id < ids:
+            raise RequestError(
+                f"prompt_ids holds {token_id!r}, but token ids of this model are whole numbers "
+                f"from 0 to {ids - 1}"
+            )
+    length = len(request.prompt_ids)
+    if length >= limit:
+        raise RequestError(
+            f"the prompt has {length} tokens, but at most {limit - 1} fit (context and cache hold "
+            f"{limit}): shorten it by {length - limit + 1} tokens"
+        )
+    for name in ("logit_bias", "stop_token_ids"):
+        for token_id in getattr(request.sampling, name):
+            if token_id >= drawn:
+                raise RequestError(
+                    f"{name} names token {token_id}, but must name ids from 0 to {drawn - 1}"
+                )
+
+
 @dataclass(frozen=True)
 class TokenLogprob:
     """logprob None: the engine put this token there itself (a closed thinking budget), or nothing
