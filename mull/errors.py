@@ -5,6 +5,17 @@ with 2.
 """
 
 
+def shown(value: object) -> str:
+    """A value as it may stand in such a message: short, whatever it is."""
+    # repr() of a deeply nested list or of a 5,000-digit integer raises on its own account.
+    if isinstance(value, int) and value.bit_length() > 128:
+        return "an enormous integer"
+    if value is None or isinstance(value, int | float | str):
+        text = repr(value)
+        return text if len(text) <= 60 else text[:57] + "..."
+    return "a " + type(value).__name__
+
+
 class MullError(Exception):
     """Base of all errors a caller can expect from mull."""
 

@@ -25,7 +25,7 @@ from mull.engine import (
     check_mode,
 )
 from mull.engine import Event as EngineEvent
-from mull.errors import RequestError
+from mull.errors import RequestError, shown
 from mull.model.config import ModelConfig
 from mull.model.sequences import PackedSequences
 from mull.text import ChatTemplate, Tokenizer, answer_form
@@ -108,7 +108,7 @@ def load(
     name, config = opened.files.name, opened.config
     if context is not None and not loading.is_count(context, config.max_position_embeddings):
         raise RequestError(
-            f"context is {context!r}, but {name} holds 1 to {config.max_position_embeddings}"
+            f"context is {shown(context)}, but {name} holds 1 to {config.max_position_embeddings}"
         )
     chosen = loading.choose_precision(precision, opened, chosen_device)
     mtp = loading.wants_mtp(
@@ -262,7 +262,7 @@ class LLM:
         wait.
         """
         if not isinstance(thinking, str) or thinking not in _THINKING:
-            raise RequestError(f"thinking is {thinking!r}, but must be auto, on or off")
+            raise RequestError(f"thinking is {shown(thinking)}, but must be auto, on or off")
         params = self._sampling(sampling)
         form = answer_form(
             self.template,

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from mull.engine.request import Request, SamplingParams
+from mull.engine.request import Request, SamplingParams, check_fits
 from mull.errors import RequestError
 
 BAD = [
@@ -52,6 +52,13 @@ BAD = [
 ]
 
 
+def nested() -> list:
+    value: list = []
+    for _ in range(100_000):
+        value = [value]
+    return value
+
+
 @pytest.mark.parametrize(("name", "value", "allowed"), BAD)
 def test_a_bad_sampling_value_is_refused_in_one_line(name, value, allowed):
     with pytest.raises(RequestError) as caught:
@@ -63,9 +70,25 @@ def test_a_bad_sampling_value_is_refused_in_one_line(name, value, allowed):
     assert len(message) < 200
 
 
+@pytest.mark.parametrize(
+    "value", [10**400, -(10**5000), 1j, nested()], ids=["e400", "e5000", "i", "[["]
+)
+@pytest.mark.parametrize("name", sorted(SamplingParams.__dataclass_fields__))
+def test_a_value_that_python_itself_cannot_show_is_refused_all_the_same(name, value):
+    for given in (value, [value], {1: value}):
+        with pytest.raises(RequestError) as caught:
+            SamplingParams(**{name: given})
+        assert len(str(caught.value)) < 200
+
+
 def test_the_edges_of_the_ranges_are_allowed():
     SamplingParams(temperature=0, top_p=1, top_k=0, min_p=0, n=1, logprobs=0, seed=-1)
     SamplingParams(temperature=10, top_p=1e-6, min_p=1, presence_penalty=-2, frequency_penalty=2)
+
+
+def test_a_token_id_that_python_cannot_show_is_refused():
+    with pytest.raises(RequestError, match="prompt_ids holds an enormous integer"):
+        check_fits(Request([10**5000]), ids=100, drawn=100, limit=10)
 
 
 def test_a_single_stop_string_is_taken_whole():

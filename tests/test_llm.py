@@ -93,6 +93,12 @@ def test_a_seed_repeats_an_answer_and_n_gives_different_ones(llm):
     assert len({tuple(answer.token_ids) for answer in several}) > 1
 
 
+def test_a_bias_may_be_a_whole_number(llm):
+    (likeliest,) = llm.generate(QUESTION, max_tokens=1, temperature=0).token_ids
+    answer = llm.generate(QUESTION, max_tokens=1, temperature=0, logit_bias={likeliest: -100})
+    assert answer.token_ids != [likeliest]
+
+
 def test_an_abandoned_stream_frees_its_blocks(llm):
     before = llm.engine.counters.used_blocks
     stream = llm.stream("Tell me a very long story.", max_tokens=500, temperature=0)
@@ -118,6 +124,8 @@ def test_an_abandoned_stream_frees_its_blocks(llm):
         lambda llm: llm.generate([{"role": "nobody", "content": "x"}]),
         lambda llm: llm.generate([{"content": "x"}]),
         lambda llm: llm.generate([10**9]),
+        lambda llm: llm.generate([1, 10**5000]),
+        lambda llm: llm.generate(QUESTION, thinking=10**5000),
         lambda llm: llm.stream(QUESTION, top_k=-2),
         lambda llm: llm.logits([]),
         lambda llm: llm.generate(["a", 5]),

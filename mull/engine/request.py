@@ -6,13 +6,12 @@ A `Request` is a prompt in token ids with its sampling and thinking wishes; the 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from mull.engine.grammar import Grammar
-from mull.errors import RequestError
+from mull.errors import RequestError, shown
 
 Kind = Literal["thinking", "answer", "tool_call", "end"]
 FinishReason = Literal["stop", "length", "cancelled"]
@@ -64,10 +63,9 @@ class SamplingParams:
         if self.seed is not None:
             _check_int("seed", self.seed, -(2**63), 2**64 - 1)
         _check_int("n", self.n, 1, 256)
-        if not isinstance(self.ignore_eos, bool):
-            raise RequestError(
-                f"ignore_eos is {_shown(self.ignore_eos)}, but must be true or false"
-            )
+        for name in ("ignore_eos",):
+            if not isinstance(value := getattr(self, name), bool):
+                raise RequestError(f"{name} is {shown(value)}, but must be true or false")
         object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
         object.__setattr__(self, "stop", _checked_stops(self.stop))
         object.__setattr__(self, "stop_token_ids", _checked_stop_ids(self.stop_token_ids))
@@ -130,7 +128,7 @@ class Request:
         if self.prompt_logprobs is not None:
             _check_int("prompt_logprobs", self.prompt_logprobs, 0, 20)
         if not isinstance(self.namespace, str):
-            raise RequestError(f"namespace is {_shown(self.namespace)}, but must be a string")
+            raise RequestError(f"namespace is {shown(self.namespace)}, but must be a string")
 
 
 def check_fits(request: Request, *, ids: int, drawn: int, limit: int) -> None:
@@ -139,8 +137,8 @@ def check_fits(request: Request, *, ids: int, drawn: int, limit: int) -> None:
     for token_id in request.prompt_ids:
         if not isinstance(token_id, int) or not 0 <= token_id < ids:
             raise RequestError(
-                f"prompt_ids holds {token_id!r}, but token ids of this model are whole numbers "
-                f"from 0 to {ids - 1}"
+                f"prompt_ids holds {shown(token_id)}, but token ids of this model are whole "
+                f"numbers from 0 to {ids - 1}"
             )
     length = len(request.prompt_ids)
     if length >= limit:
@@ -238,15 +236,10 @@ class Event:
     output: Output | None = None
 
 
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
 def _check_int(name: str, value: object, low: int, high: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise RequestError(
-            f"{name} is {_shown(value)}, but must be a whole number from {low} to {high}"
+            f"{name} is {shown(value)}, but must be a whole number from {low} to {high}"
         )
 
 
@@ -255,29 +248,30 @@ def _check_float(
 ) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     is_excluded = above_low and value == low
-    if is_number and not is_excluded and math.isfinite(value) and low <= value <= high:  # type: ignore[arg-type,operator]
+    # The bounds are finite, so that what lies between them is too.
+    if is_number and not is_excluded and low <= value <= high:  # type: ignore[operator]
         return
     span = f"above {low:g} and at most {high:g}" if above_low else f"from {low:g} to {high:g}"
-    raise RequestError(f"{name} is {_shown(value)}, but must be a number {span}")
+    raise RequestError(f"{name} is {shown(value)}, but must be a number {span}")
 
 
 def _checked_bias(bias: object) -> dict[int, float]:
     if not isinstance(bias, Mapping):
-        raise RequestError(f"logit_bias is {_shown(bias)}, but must map token ids to numbers")
+        raise RequestError(f"logit_bias is {shown(bias)}, but must map token ids to numbers")
     for token_id, value in bias.items():
         _check_int("a token id in logit_bias", token_id, 0, MAX_COUNT)
         _check_float(f"logit_bias of token {token_id}", value, -100.0, 100.0)
-    return dict(bias)
+    return {token_id: float(value) for token_id, value in bias.items()}
 
 
 def _checked_stops(stop: object) -> tuple[str, ...]:
     stops = (stop,) if isinstance(stop, str) else stop
     if not isinstance(stops, Sequence) or len(stops) > MAX_STOPS:
-        raise RequestError(f"stop is {_shown(stop)}, but must be up to {MAX_STOPS} strings")
+        raise RequestError(f"stop is {shown(stop)}, but must be up to {MAX_STOPS} strings")
     for text in stops:
         if not isinstance(text, str) or not 1 <= len(text) <= MAX_STOP_CHARACTERS:
             raise RequestError(
-                f"a stop string is {_shown(text)}, but must hold "
+                f"a stop string is {shown(text)}, but must hold "
                 f"1 to {MAX_STOP_CHARACTERS} characters"
             )
     return tuple(stops)
@@ -285,7 +279,7 @@ def _checked_stops(stop: object) -> tuple[str, ...]:
 
 def _checked_stop_ids(ids: object) -> tuple[int, ...]:
     if not isinstance(ids, Sequence | set | frozenset) or isinstance(ids, str):
-        raise RequestError(f"stop_token_ids is {_shown(ids)}, but must be a list of token ids")
+        raise RequestError(f"stop_token_ids is {shown(ids)}, but must be a list of token ids")
     for token_id in ids:
         _check_int("a token id in stop_token_ids", token_id, 0, MAX_COUNT)
     return tuple(ids)

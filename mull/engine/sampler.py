@@ -148,7 +148,8 @@ def adjust(logits_BV: Tensor, seqs: Rows[Sequence], drafted: Rows[Rows[int]]) ->
         rows, tokens, values = zip(*biases, strict=True)
         device = logits_BV.device
         index = (torch.tensor(rows, device=device), torch.tensor(tokens, device=device))
-        logits_BV.index_put_(index, torch.tensor(values, device=device), accumulate=True)
+        bias_N = torch.tensor(values, dtype=logits_BV.dtype, device=device)
+        logits_BV.index_put_(index, bias_N, accumulate=True)
     if any(seq.constraint is not None for seq in seqs):
         apply_masks(logits_BV, [seq.constraint for seq in seqs])
 

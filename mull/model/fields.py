@@ -7,17 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from mull.errors import ModelError
-
-
-def _shown(value: object) -> str:
-    # repr() of a deeply nested list or of a 5,000-digit integer raises on its own account.
-    if isinstance(value, int) and value.bit_length() > 128:
-        return "an enormous integer"
-    if isinstance(value, int | float | str):
-        text = repr(value)
-        return text if len(text) <= 60 else text[:57] + "..."
-    return "a " + type(value).__name__
+from mull.errors import ModelError, shown
 
 
 class Fields:
@@ -45,7 +35,7 @@ class Fields:
 
     def fail(self, name: str, value: object, wanted: str) -> ModelError:
         return ModelError(
-            f"{self._where}: {name} is {_shown(value)}, but must be {wanted}; correct this field"
+            f"{self._where}: {name} is {shown(value)}, but must be {wanted}; correct this field"
         )
 
     def integer(self, name: str, low: int, high: int, default: int | None = None) -> int:
