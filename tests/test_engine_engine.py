@@ -275,18 +275,22 @@ def test_greedy_and_seeded_samples_survive_a_cache_too_small_for_all(llama, toke
     }
 
 
-def test_log_probabilities_are_the_models_own(model, tokenizer):
-    params = SamplingParams(max_tokens=8, temperature=0.5, top_k=3, logprobs=2, seed=1)
+def test_log_probabilities_are_the_models_own_or_at_the_temperature(model, tokenizer):
+    own = SamplingParams(max_tokens=8, temperature=0.5, top_k=3, logprobs=2, seed=1)
     prompt = random_ids(11, 2)
-    (output,) = generate(make_engine(model, tokenizer), [Request(prompt, params)])
-    rows = packed_logits(model, [*prompt, *output.token_ids])[len(prompt) - 1 :].log_softmax(-1)
-    assert len(output.logprobs) == len(output.token_ids)
-    for entry, token, row in zip(output.logprobs, output.token_ids, rows, strict=False):
-        assert entry.token_id == token
-        assert entry.logprob == pytest.approx(row[token].item(), abs=CLOSE)
-        best = row.topk(2)
-        assert [t for t, _ in entry.top] == best.indices.tolist()
-        assert [p for _, p in entry.top] == pytest.approx(best.values.tolist(), abs=CLOSE)
+    requests = [Request(prompt, own), Request(prompt, replace(own, tempered_logprobs=True))]
+    outputs = generate(make_engine(model, tokenizer), requests)
+    assert outputs[0].token_ids == outputs[1].token_ids
+    rows = packed_logits(model, [*prompt, *outputs[0].token_ids])[len(prompt) - 1 :]
+    for output, temperature in zip(outputs, (1.0, 0.5), strict=True):
+        assert len(output.logprobs) == len(output.token_ids)
+        logprobs = (rows / temperature).log_softmax(-1)
+        for entry, token, row in zip(output.logprobs, output.token_ids, logprobs, strict=False):
+            assert entry.token_id == token
+            assert entry.logprob == pytest.approx(row[token].item(), abs=CLOSE)
+            best = row.topk(2)
+            assert [t for t, _ in entry.top] == best.indices.tolist()
+            assert [p for _, p in entry.top] == pytest.approx(best.values.tolist(), abs=CLOSE)
 
 
 def test_events_carry_every_token_once_and_in_order(llama, tokenizer):

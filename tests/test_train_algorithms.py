@@ -21,7 +21,9 @@ from mull.train.algorithms import ALGORITHMS
 from mull.train.algorithms.parts import group_advantages
 from mull.train.batch import Episode
 from mull.train.objective import Prediction, Totals
+from mull.train.recipe import Rl
 from mull.train.rl_batch import RlBatch
+from mull.train.stages.rl import algorithm_of
 
 WIDTH, VOCABULARY, MAX_TOKENS = 6, 11, 12
 # Ours -> TRL's (loss_type, importance_sampling_level).
@@ -211,6 +213,31 @@ def test_clipping_is_active_in_these_cases(name: str) -> None:
         for kind in (tight, loose)
     ]
     assert (losses[0] - losses[1]).abs().min() > 1e-4
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("grpo", 0.2, 0.2),
+        ("dr_grpo", 0.2, 0.2),
+        ("dapo", 0.2, 0.28),
+        ("cispo", 0.2, 0.28),
+        ("gspo", 3e-4, 4e-4),
+    ],
+)
+def test_bounds_are_the_papers_unless_the_recipe_says_otherwise(
+    name: Any, low: float, high: float
+) -> None:
+    stage = Rl(kind="rl", name="rl", task="sums", steps=1, algorithm=name)
+    algorithm = algorithm_of(stage)
+    assert (algorithm.clip_low, algorithm.clip_high) == (low, high)
+    algorithm = algorithm_of(stage.model_copy(update={"clip_high": 0.5}))
+    assert (algorithm.clip_low, algorithm.clip_high) == (low, 0.5)
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+def test_a_step_without_episodes_is_nothing_to_learn(name: str) -> None:
+    assert ALGORITHMS[name]().pack([], 100) == []
 
 
 def some_episodes(seed: int, *, groups: int = 3, size: int = 4) -> list[Episode]:

@@ -23,12 +23,13 @@ from mull.engine import Engine
 from mull.errors import TrainError
 from mull.kernels import native_available
 from mull.train import rollout
-from mull.train.batch import Example
+from mull.train.batch import Batch, Example
 from mull.train.data.writer import TraceWriter
-from mull.train.recipe import Sampling
+from mull.train.recipe import Optimiser, Sampling
 from mull.train.rollout import Question, Sampler
 from mull.train.stages.learn import in_passes
 from mull.train.stages.rl import _missing
+from mull.train.step import Learner
 
 VOCABULARY = 300
 
@@ -87,6 +88,25 @@ def test_answers_do_not_depend_on_how_many_engines_make_them(writer, engines, sh
         assert sampler.spent.tokens == sum(len(each.ids) for some in answers for each in some)
         results.append(answers)
     assert results[1:] == results[:1] * 2
+
+
+@pytest.mark.parametrize("shape", [LLAMA, DEEPSEEK])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_are_those_the_trainer_computes(writer, shape, temperature):
+    model = tiny_model({**shape, "vocab_size": writer.tokenizer.vocab_size}, seed=1)
+    sampler = Sampler(model, writer)
+    questions = asked(sampler, 3)
+    sampling = Sampling(temperature=temperature, max_tokens=40, think_budget=20)
+    learner = Learner(model, Optimiser(), 1, temperature=temperature)
+    all_answers = sampler.answers(questions, sampling, 2)
+    assert any(answer.forced for answers in all_answers for answer in answers)
+    for question, answers in zip(questions, all_answers, strict=True):
+        for answer in answers:
+            drawn = [place not in answer.forced for place in range(len(answer.ids))]
+            none = [False] * len(question.prompt)
+            batch = Batch.pack([Example([*question.prompt, *answer.ids], [*none, *drawn])])
+            ours_T = learner.logprobs([batch])[0][len(none) - 1 : -1]
+            assert answer.logprobs == pytest.approx(ours_T.tolist(), abs=1e-4)
 
 
 @pytest.mark.skipif(not native_available(), reason="only a fused model has two engines")

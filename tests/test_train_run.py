@@ -226,6 +226,8 @@ def refused(folder: Path, text: str, *more: str) -> str:
         ("depth = 2", "depth = 0", "model.depth"),
         ('"parity.py"', '"absent.py"', "there is no such file"),
         ("max_tokens = 16", "max_tokens = 64", "raise model.context"),
+        ("max_tokens = 16", "max_tokens = 16, temperature = 0", "zero: sampling.temperature is 0"),
+        ("max_tokens = 16", "max_tokens = 16, top_p = 0.9", "zero: sampling.top_p is 0.9"),
         ("[[stages]]", "[[stages", "not valid TOML"),
     ],
 )

@@ -29,7 +29,8 @@ class SamplingParams:
     presence and frequency penalties (answer only), logit_bias, temperature, top_k, top_p, min_p.
     temperature 0 is greedy. max_tokens None means as many as the context holds. logprobs N asks for
     the log-probability of each token and of the N best, under the model's own distribution (before
-    penalties and temperature). A seed fixes the tokens whatever else the engine is doing.
+    penalties and temperature); with tempered_logprobs at the temperature, as policy gradients need
+    it. A seed fixes the tokens whatever else the engine is doing.
     """
 
     max_tokens: int | None = None
@@ -44,6 +45,7 @@ class SamplingParams:
     stop: Sequence[str] = ()
     stop_token_ids: Sequence[int] = ()
     logprobs: int | None = None
+    tempered_logprobs: bool = False
     seed: int | None = None
     n: int = 1
     ignore_eos: bool = False
@@ -63,7 +65,7 @@ class SamplingParams:
         if self.seed is not None:
             _check_int("seed", self.seed, -(2**63), 2**64 - 1)
         _check_int("n", self.n, 1, 256)
-        for name in ("ignore_eos",):
+        for name in ("ignore_eos", "tempered_logprobs"):
             if not isinstance(value := getattr(self, name), bool):
                 raise RequestError(f"{name} is {shown(value)}, but must be true or false")
         object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))

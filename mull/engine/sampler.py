@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mull import kernels
 from mull.engine.grammar import apply_masks
-from mull.engine.request import TokenLogprob
+from mull.engine.request import SamplingParams, TokenLogprob
 from mull.engine.sequence import Sequence
 from mull.errors import ModelError
 
@@ -35,12 +35,15 @@ def sample(
     """The next token of every row, and its log-probability where it was asked for.
 
     logits_BV: float32, row i belongs to seqs[i]; it is overwritten. Log-probabilities are the
-    model's own, before penalties and temperature. A sequence may have several rows: row i then
-    comes after the tokens drafted[i], and draws what it would draw had they been accepted.
+    model's own, before penalties and (unless tempered) temperature. A sequence may have several
+    rows: row i then comes after the tokens drafted[i], and draws what it would draw had they been
+    accepted.
     """
     drafted = drafted or [()] * len(seqs)
     wants_logprobs = [i for i, seq in enumerate(seqs) if seq.sampling.logprobs is not None]
     raw_RV = logits_BV[wants_logprobs] if wants_logprobs else None
+    if raw_RV is not None:
+        _temper(raw_RV, [seqs[i].sampling for i in wants_logprobs])
     tokens = choose(logits_BV, seqs, drafted)
     logprobs: list[TokenLogprob | None] = [None] * len(seqs)
     if raw_RV is not None:
@@ -49,6 +52,13 @@ def sample(
         for i, logprob in zip(wants_logprobs, token_logprobs(raw_RV, chosen, tops), strict=True):
             logprobs[i] = logprob
     return tokens, logprobs
+
+
+def _temper(logits_BV: Tensor, params: Rows[SamplingParams]) -> None:
+    """In place, the rows that want it; greedy ones have no distribution but the model's own."""
+    scales = [p.temperature if p.tempered_logprobs and not p.is_greedy else 1.0 for p in params]
+    if any(scale != 1.0 for scale in scales):
+        logits_BV /= logits_BV.new_tensor(scales)[:, None]
 
 
 def choose(logits_BV: Tensor, seqs: Rows[Sequence], drafted: Rows[Rows[int]]) -> list[int]:

@@ -14,6 +14,9 @@ Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}$")]
 Budget = Annotated[str, Field(pattern=r"^(\d+(\.\d+)?(s|m|h)|\$\d+(\.\d+)?)$")]
 
+# Of rollouts: the engine takes the likeliest token where it is lower than one in 100,000.
+_LEAST_TEMPERATURE = 0.01
+
 # How a task's problem becomes text to learn from (see train/data/traces.py).
 Form = Literal["chat", "worked", "guess", "skipped", "slips", "recheck", "malformed", "direct"]
 
@@ -214,11 +217,12 @@ class Sampling(Table):
 class Rl(StageBase):
     """Reinforcement learning on checkable rewards.
 
-    Every step asks `questions` questions with `group` answers each. staleness: rollouts may be this
-    many updates old. minibatches: updates made of one rollout. importance_cap: c of the truncated
-    importance weights min(pi_train / pi_rollout, c); gap_alarm: mean log-probability gap beyond
-    which the log warns. resample: at most this many times as many questions are tried to replace
-    groups that teach nothing.
+    Every step asks `questions` questions with `group` answers each. staleness: rollouts may be made
+    this many steps ahead. minibatches: updates made of one rollout. clip_low, clip_high: None: the
+    algorithm's own (train/algorithms). importance_cap: c of the truncated importance weights
+    min(pi_train / pi_rollout, c); gap_alarm: mean log-probability gap beyond which the log warns.
+    resample: at most this many times as many questions are tried to replace groups that teach
+    nothing.
     """
 
     kind: Literal["rl"]
@@ -231,8 +235,8 @@ class Rl(StageBase):
     batch_tokens: Positive = 16384
     sampling: Sampling = Sampling()
     rewards: Rewards = Rewards()
-    clip_low: Annotated[float, Field(gt=0)] = 0.2
-    clip_high: Annotated[float, Field(gt=0)] = 0.28
+    clip_low: Annotated[float, Field(gt=0)] | None = None
+    clip_high: Annotated[float, Field(gt=0)] | None = None
     kl: Annotated[float, Field(ge=0)] = 0.0
     reference_every: Annotated[int, Field(ge=0)] = 0
     truncated: Literal["mask", "penalise"] = "mask"
@@ -242,6 +246,22 @@ class Rl(StageBase):
     gap_alarm: float = 0.1
     replay_routing: bool = True
     rollout_precision: Literal["fp32", "bf16", "q8", "q4"] = "fp32"
+
+    @model_validator(mode="after")
+    def _draws(self) -> Rl:
+        """The trainer's probabilities must be those that the answers were drawn with."""
+        if self.sampling.temperature < _LEAST_TEMPERATURE:
+            raise ValueError(
+                f"sampling.temperature is {self.sampling.temperature:g}, but rl learns from the "
+                f"differences between drawn answers: set it to {_LEAST_TEMPERATURE} or more (1.0 "
+                "is usual)"
+            )
+        if self.sampling.top_p < 1.0:
+            raise ValueError(
+                f"sampling.top_p is {self.sampling.top_p:g}, but what it cuts off the trainer's "
+                "probabilities know nothing of: leave it out"
+            )
+        return self
 
 
 class Reject(StageBase):

@@ -49,8 +49,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Answer:
-    """ids: as sampled, end token included. logprobs: of the distribution they were drawn from, 0
-    at the positions that were not drawn (`forced`)."""
+    """ids: as sampled, end token included. logprobs: at the temperature they were drawn at, before
+    top_p; 0 at the positions that were not drawn (`forced`)."""
 
     ids: list[int]
     logprobs: list[float]
@@ -156,6 +156,7 @@ class Sampler:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             logprobs=0 if logprobs else None,
+            tempered_logprobs=True,
             seed=question.seed,
             n=each,
         )

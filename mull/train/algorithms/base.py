@@ -45,12 +45,13 @@ class Advantages:
 
 @dataclass(frozen=True)
 class PolicyGradient(ABC):
-    """clip_low, clip_high: how far the ratio pi / pi_old may move. kl: weight of the divergence
-    from the reference. importance_cap: c of min(pi_old / pi_rollout, c). max_tokens: the length
-    that dr_grpo divides by."""
+    """clip_low, clip_high: how far the ratio pi / pi_old may move (PPO's 0.2, arXiv 1707.06347,
+    where an algorithm's own paper says nothing else). kl: weight of the divergence from the
+    reference. importance_cap: c of min(pi_old / pi_rollout, c). max_tokens: the length that dr_grpo
+    divides by."""
 
     clip_low: float = 0.2
-    clip_high: float = 0.28
+    clip_high: float = 0.2
     kl: float = 0.0
     importance_cap: float = 2.0
     max_tokens: int = 1024

@@ -1,7 +1,7 @@
 """CISPO (arXiv 2506.13585, eq. 4 and 5): bounds the importance weight, not the update.
 
 Every token keeps a gradient; the ratio, at most 1 + clip_high, is a constant factor. There is no
-lower bound, as in the paper's experiments.
+lower bound, as in the paper's experiments; for the upper one, which it does not state, DAPO's.
 
 L learnt tokens
 """

@@ -7,10 +7,14 @@ answers masked, the soft overlong penalty is a reward.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from mull.train.algorithms.grpo import Grpo
 
 
+@dataclass(frozen=True)
 class Dapo(Grpo):
+    clip_high: float = 0.28  # "clip-higher", section 3.1
+
     def weights(self, lengths: Sequence[int]) -> list[float]:
         return [1 / max(sum(lengths), 1)] * len(lengths)

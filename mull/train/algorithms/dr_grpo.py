@@ -15,4 +15,4 @@ class DrGrpo(Grpo):
     scale_by_std: ClassVar[bool] = False
 
     def weights(self, lengths: Sequence[int]) -> list[float]:
-        return [1 / (self.max_tokens * len(lengths))] * len(lengths)
+        return [1 / (self.max_tokens * len(lengths)) for _ in lengths]

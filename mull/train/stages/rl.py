@@ -51,16 +51,10 @@ class _Reinforcement:
             session,
             stage,
             stage.steps * stage.minibatches,
-            temperature=stage.sampling.temperature or 1.0,
+            temperature=stage.sampling.temperature,
         )
         self.learner = self.trainee.learner
-        self.algorithm: PolicyGradient = ALGORITHMS[stage.algorithm](
-            clip_low=stage.clip_low,
-            clip_high=stage.clip_high,
-            kl=stage.kl,
-            importance_cap=stage.importance_cap,
-            max_tokens=stage.sampling.max_tokens,
-        )
+        self.algorithm = algorithm_of(stage)
         self.judge = Judge(session.tasks, stage.task, session.pool, self.trainee.writer)
         self.buffer: list[Rollout] = []
         self.done = self.asked = self.reference_step = self.warned = 0
@@ -259,6 +253,17 @@ class _Reinforcement:
         self.reference_step = facts["reference_step"]
         if self.reference is not None and self.reference_step:
             self.reference.load_state(part_of(checkpoint, "reference"))
+
+
+def algorithm_of(stage: Rl) -> PolicyGradient:
+    """As the stage wants it; bounds that it leaves out are the algorithm's own."""
+    bounds = {"clip_low": stage.clip_low, "clip_high": stage.clip_high}
+    return ALGORITHMS[stage.algorithm](
+        kl=stage.kl,
+        importance_cap=stage.importance_cap,
+        max_tokens=stage.sampling.max_tokens,
+        **{name: bound for name, bound in bounds.items() if bound is not None},
+    )
 
 
 def _missing(groups: Sequence[Group], stage: Rl) -> int:
