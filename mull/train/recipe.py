@@ -139,8 +139,9 @@ class Optimiser(Table):
 
 class Rewards(Table):
     """correct is earned for a correct answer; format only together with it (an additive reward for
-    form alone is gamed). language: share of the thinking's words in that script. overlong: at most
-    this penalty, growing over the last `overlong_tokens` of the room (DAPO eq. 13)."""
+    form alone is gamed). language: times the share of the thinking's words in the question's
+    script, of every answer that came to an end. overlong: at most this penalty, growing over the
+    last `overlong_tokens` of the room (DAPO eq. 13)."""
 
     correct: float = 1.0
     format: float = 0.1

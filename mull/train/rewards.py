@@ -1,7 +1,9 @@
 """What an answer earns: for being right first of all; form earns nothing by itself.
 
 A reward for form alone is gamed (an empty but well-formed answer earns it), so it comes only on top
-of a right answer. A verifier that failed says nothing: such an answer is left out of learning.
+of a right answer. The language of the thinking counts for wrong answers too, as in R1, but not for
+truncated ones, nor where nothing was thought in words. A verifier that failed says nothing: such an
+answer is left out of learning.
 """
 
 from __future__ import annotations
@@ -78,8 +80,9 @@ class Judge:
             earned = rewards.correct
             if rewards.format and self.is_well_formed(answer):
                 earned += rewards.format
-        if rewards.language:
-            earned += rewards.language * language_share(answer.thinking, problem.question)
+        if rewards.language and not answer.is_truncated:
+            share = language_share(answer.thinking, problem.question, wordless=0.0)
+            earned += rewards.language * share
         if rewards.overlong:
             earned += rewards.overlong * overlong_penalty(
                 len(answer.ids), max_tokens, rewards.overlong_tokens
@@ -103,11 +106,14 @@ def overlong_penalty(tokens: int, most: int, margin: int) -> float:
     return -min(1.0, max(0.0, (tokens - (most - margin)) / margin))
 
 
-def language_share(text: str, like: str) -> float:
-    """Share of the text's words in the script that most words of `like` are in; 1 without words."""
-    wanted = Counter(_scripts(like)).most_common(1)
+def language_share(text: str, like: str, *, wordless: float = 1.0) -> float:
+    """Share of the text's words in the script that most words of `like` are in; `wordless`: of a
+    text without words."""
     scripts = _scripts(text)
-    if not wanted or not scripts:
+    if not scripts:
+        return wordless
+    wanted = Counter(_scripts(like)).most_common(1)
+    if not wanted:
         return 1.0
     return scripts.count(wanted[0][0]) / len(scripts)
 
