@@ -3,13 +3,14 @@
 import asyncio
 import gc
 import threading
+import time
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
-from engine_parts import LLAMA, generate, make_engine, tiny_model, tiny_tokenizer
+from engine_parts import LLAMA, drain, generate, make_engine, tiny_model, tiny_tokenizer
 
 from mull.engine.engine import Engine
 from mull.engine.request import Request, SamplingParams
@@ -179,6 +180,24 @@ def test_the_queue_bound_is_felt_by_the_caller_and_run_works_around_it(model, to
         ]
 
 
+@pytest.mark.parametrize(
+    ("samples", "options"),
+    [(8, {"max_running": 4}), (1, {"cache_tokens": 64, "block_size": 4})],
+    ids=["siblings", "preempted"],
+)
+def test_many_requests_pass_through_a_small_queue(model, tokenizer, samples, options):
+    requests = [seeded(seed, 8 if samples > 1 else 40, n=samples) for seed in range(24)]
+    with EngineRunner(make_engine(model, tokenizer, max_queue=4, **options)) as runner:
+        groups = runner.run(requests)
+        assert samples > 1 or runner.counters.preemptions
+    alone = make_engine(model, tokenizer, max_queue=24 * samples)
+    ids = [alone.submit(request) for request in requests]
+    outputs, _ = drain(alone)
+    assert [[output.token_ids for output in group] for group in groups] == [
+        [outputs[i, sample].token_ids for sample in range(samples)] for i in ids
+    ]
+
+
 class Failing(torch.nn.Module):
     """A norm that raises while it is told to: stands for any fault inside a step."""
 
@@ -233,6 +252,52 @@ def test_a_failing_submission_reaches_its_caller_and_the_next_request_is_served(
         caller.join(PATIENCE)
         assert failed
         assert runner.submit(seeded(1)).result()[0].finish_reason == "length"
+
+
+class Held(torch.nn.Module):
+    """A norm that keeps a step from ending until it is let go."""
+
+    def __init__(self, norm: torch.nn.Module) -> None:
+        super().__init__()
+        self.norm = norm
+        self.began, self.may_end = threading.Event(), threading.Event()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.began.set()
+        assert self.may_end.wait(PATIENCE)
+        return self.norm(x)
+
+
+def test_a_submission_that_fails_while_closing_strands_no_other_caller(tokenizer):
+    model = tiny_model(LLAMA)
+    held = model.model.norm = Held(model.model.norm)
+    engine = Engine(model, tokenizer, ClosesNoThinking(tokenizer), cache_tokens=8192)
+    runner = EngineRunner(engine)
+    failing = Request([1, 2], starts_in_thinking=True, think_budget=0)
+    streams = [runner.submit(endless())]
+    assert held.began.wait(PATIENCE)
+    streams += [runner.submit(request) for request in (failing, endless())]
+    closing = threading.Thread(target=runner.close)
+    closing.start()
+    while not runner._loop.is_closing:
+        time.sleep(0.001)
+    held.may_end.set()
+    closing.join(PATIENCE)
+    ended: list[str] = []
+
+    def wait() -> None:
+        for stream in streams:
+            try:
+                ended.append(stream.result()[0].finish_reason)
+            except MullError as error:
+                ended.append(str(error))
+
+    caller = threading.Thread(target=wait, daemon=True)
+    caller.start()
+    caller.join(PATIENCE)
+    assert len(ended) == 3
+    assert "no ids" in ended[1]
+    assert ended[2] == "cancelled"
 
 
 def test_closing_ends_the_thread_and_cancels_what_runs(model, tokenizer):

@@ -33,7 +33,7 @@ class _Loop:
         self.changed = threading.Condition()
         self.inbox: deque[Callable[[], None]] = deque()
         self.is_closing = False
-        # Requests submitted by callers which the engine has not seen yet.
+        # Samples submitted by callers which the engine has not seen yet.
         self.arriving = 0
         self.streams: dict[int, _Stream] = {}
         self.unfinished: dict[int, int] = {}
@@ -50,9 +50,11 @@ class _Loop:
         finally:
             with self.changed:
                 self.is_closing = True
-            self._empty_inbox()
-            for event in self.engine.cancel_all():
-                self._deliver(event)
+            try:
+                self._empty_inbox()
+            finally:
+                for event in self.engine.cancel_all():
+                    self._deliver(event)
 
     def put(self, command: Callable[[], None]) -> None:
         with self.changed:
@@ -60,10 +62,11 @@ class _Loop:
             self.changed.notify()
 
     def submit(self, request: Request, stream: _Stream) -> None:
-        with self.changed:
-            self.arriving -= 1
         try:
-            request_id = self.engine.submit(request)
+            # In one go, so that whoever counts finds it either here or there.
+            with self.changed:
+                self.arriving -= request.sampling.n
+                request_id = self.engine.submit(request, has_room=True)
         except MullError as error:
             stream.deliver(error)
             return
@@ -82,7 +85,10 @@ class _Loop:
 
     def _empty_inbox(self) -> None:
         while self.inbox:
-            self.inbox.popleft()()
+            try:
+                self.inbox.popleft()()
+            except Exception as error:
+                self._fail(error)
 
     def _deliver(self, event: Event) -> None:
         stream = self.streams[event.request_id]
@@ -140,7 +146,7 @@ class EngineRunner:
         return stream
 
     def run(self, requests: Iterable[Request]) -> list[list[Output]]:
-        """All samples of every request, in order; feeds the queue as fast as it drains."""
+        """All samples of every request, in order. What finds the queue full waits for room."""
         results: list[list[Output]] = []
         streams: deque[RequestStream] = deque()
         try:
@@ -180,10 +186,8 @@ class EngineRunner:
         with loop.changed:
             if loop.is_closing:
                 raise RequestError("the engine is closed; load the model again")
-            waiting = loop.arriving + loop.engine.scheduler.queued
-            if waiting >= loop.engine.scheduler.max_queue:
-                raise QueueFullError(f"the queue is full ({waiting} wait): try again later")
-            loop.arriving += 1
+            loop.engine.scheduler.check_room(loop.arriving)
+            loop.arriving += request.sampling.n
             loop.inbox.append(lambda: loop.submit(request, stream))
             loop.changed.notify()
 

@@ -63,9 +63,19 @@ class Scheduler:
         """Samples that wait, those that will start from another's prompt included."""
         return sum(1 + len(seq.siblings) for seq in self.waiting)
 
-    def add(self, seq: Sequence) -> None:
-        if self.queued >= self.max_queue:
-            raise QueueFullError(f"the queue is full ({self.queued} wait): try again later")
+    def check_room(self, arriving: int = 0) -> None:
+        """Raises QueueFullError when too many wait; arriving: samples beside those known here.
+
+        Thread-safe. With nothing waiting there is room for a request of any size.
+        """
+        waiting = self.queued + arriving
+        if waiting >= self.max_queue:
+            raise QueueFullError(f"the queue is full ({waiting} wait): try again later")
+
+    def add(self, seq: Sequence, *, has_room: bool = False) -> None:
+        """Raises QueueFullError; has_room: that was checked before."""
+        if not has_room:
+            self.check_room()
         insort(self.waiting, seq, key=_arrival)
 
     def schedule(self) -> list[Chunk]:
