@@ -164,13 +164,15 @@ def prefixed(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {f"{prefix}/{name}": tensor for name, tensor in tensors.items()}
 
 
-def part_of(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
-    """The tensors that `prefixed` put under a prefix."""
+def part_of(
+    checkpoint: Checkpoint, prefix: str, *, may_be_empty: bool = False
+) -> dict[str, Tensor]:
+    """The tensors that `prefixed` put under a prefix. Raises TrainError where there are none."""
     found = {
         name.removeprefix(prefix + "/"): tensor
         for name, tensor in checkpoint.tensors.items()
         if name.startswith(prefix + "/")
     }
-    if not found:
+    if not found and not may_be_empty:
         raise TrainError(f"{checkpoint.path}: holds no {prefix}; remove it and resume")
     return found

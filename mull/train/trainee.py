@@ -67,6 +67,6 @@ class Trainee:
             load_adapter_state(self.model, own)
         else:
             self.model.load_state_dict(own)
-        rest = facts["optimiser"]
-        moved = part_of(checkpoint, "optimiser") if rest["step"] else {}
-        self.learner.load_state(moved, rest)
+        # An optimiser that nothing has moved yet, whatever the step, has no tensors.
+        moved = part_of(checkpoint, "optimiser", may_be_empty=True)
+        self.learner.load_state(moved, facts["optimiser"])

@@ -81,14 +81,15 @@ def collect(
     path = session.kept(stage.name)
     path.parent.mkdir(parents=True, exist_ok=True)
     file = JsonLines(path)
-    counts = Counter(facts["counts"] if facts else {})
-    file.rewind(facts["kept_bytes"] if facts else 0)
+    # As of the last whole chunk: a stop may come amid one, or when the file is closed again.
+    whole = dict(facts or {"counts": {}, "kept_bytes": 0})
+    counts = Counter(whole["counts"])
+    file.rewind(whole["kept_bytes"])
     task = session.tasks[stage.task]
     questions = Questions(task, session.recipe.seed, stage.name, "questions", position=done)
 
     def state() -> tuple[dict[str, Tensor], dict[str, Any]]:
-        file.sync()
-        return {}, {"counts": dict(counts), "kept_bytes": file.size}
+        return {}, whole
 
     keeper = Keeper(session, stage, state, step=done)
     session.page.stage(stage.name, stage.questions)
@@ -102,12 +103,13 @@ def collect(
             for problem, some in zip(problems, found, strict=True):
                 for kept in _kept(problem, some, stage, teacher.judge, counts):
                     file.append(_line(problem, kept))
+            file.sync()
+            whole = {"counts": dict(counts), "kept_bytes": file.size}
             done += many
             _record(session, stage, found, counts, done, seconds, tokens)
             keeper.step = done
             keeper.save()
             keeper.stepped(done)
-        file.sync()
     finally:
         file.close()
     if not counts["kept"]:
