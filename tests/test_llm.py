@@ -2,13 +2,16 @@
 
 import asyncio
 import json
+import re
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
 
 import mull
+from mull.engine import Grammar
 
 QUESTION = "What is the capital of France?"
 
@@ -84,6 +87,41 @@ def test_async_streams_run_side_by_side(llm):
     assert together == alone
 
 
+def test_an_async_stream_compiles_its_grammar_beside_the_loop(llm, monkeypatch):
+    threads: list[threading.Thread] = []
+    compile_grammar = llm.grammars.compile
+
+    def watched(source: str) -> Grammar:
+        threads.append(threading.current_thread())
+        return compile_grammar(source)
+
+    async def ask() -> str:
+        form = {"type": "regex", "regex": "[a-f]{3}"}
+        stream = llm.astream(QUESTION, max_tokens=16, response_format=form)
+        return "".join([event.text async for event in stream if event.kind == "answer"])
+
+    monkeypatch.setattr(llm.grammars, "compile", watched)
+    assert re.fullmatch("[a-f]{3}", asyncio.run(ask()))
+    assert len(threads) == 1
+    assert threads[0] is not threading.current_thread()
+
+
+def test_prompt_logprobs_are_those_of_a_forward_pass(llm):
+    ids = llm.tokenizer.encode("The capital of France is Paris.")
+    asked = {"max_tokens": 1, "temperature": 0, "prompt_logprobs": 2}
+    answer = llm.generate(ids, **asked)
+    first, *others = answer.prompt_logprobs
+    assert (first.token_id, first.logprob) == (ids[0], None)
+    logprobs_TV = llm.logits(ids)[:-1].log_softmax(-1)
+    expected = logprobs_TV.gather(1, torch.tensor(ids[1:])[:, None])[:, 0].tolist()
+    assert [other.token_id for other in others] == ids[1:]
+    assert [other.logprob for other in others] == pytest.approx(expected, abs=1e-3)
+    assert {len(other.top) for other in others} == {2}
+    *_, last = llm.stream(ids, **asked)
+    assert last.answer.prompt_logprobs == answer.prompt_logprobs
+    assert llm.generate(ids, max_tokens=1).prompt_logprobs is None
+
+
 def test_a_seed_repeats_an_answer_and_n_gives_different_ones(llm):
     first, second = (
         llm.generate(QUESTION, max_tokens=16, temperature=1.0, seed=7) for _ in range(2)
@@ -127,6 +165,10 @@ def test_an_abandoned_stream_frees_its_blocks(llm):
         lambda llm: llm.generate([1, 10**5000]),
         lambda llm: llm.generate(QUESTION, thinking=10**5000),
         lambda llm: llm.stream(QUESTION, top_k=-2),
+        lambda llm: llm.stream("word " * 3000),
+        lambda llm: llm.astream(QUESTION, top_k=-2),
+        lambda llm: llm.astream("word " * 3000),
+        lambda llm: llm.astream(QUESTION, response_format={"type": "poem"}),
         lambda llm: llm.logits([]),
         lambda llm: llm.generate(["a", 5]),
         lambda llm: llm.generate([1.5]),

@@ -153,13 +153,14 @@ class Engine:
         """Raises RequestError when this engine could never serve the request. Thread-safe."""
         check_fits(request, ids=self.config.vocab_size, drawn=self.vocabulary, limit=self.limit)
 
-    def submit(self, request: Request, *, has_room: bool = False) -> int:
+    def submit(self, request: Request, *, is_admitted: bool = False) -> int:
         """Queue a request and return its id; its events come out of `step`.
 
-        Raises RequestError for one that cannot be served, QueueFullError when too many wait,
-        unless has_room: that was checked before, and a preemption since then changes nothing.
+        Raises RequestError for one that cannot be served, QueueFullError when too many wait;
+        is_admitted: both were checked before, and a preemption since then changes nothing.
         """
-        self.check(request)
+        if not is_admitted:
+            self.check(request)
         submitted = time.perf_counter()
         request_id, seed = self._next_id, request.sampling.seed
         if seed is None:
@@ -173,7 +174,7 @@ class Engine:
         leader.siblings = seqs[1:]
         for seq in leader.siblings:
             seq.prompt_logprobs = leader.prompt_logprobs
-        self.scheduler.add(leader, has_room=has_room)
+        self.scheduler.add(leader, has_room=is_admitted)
         self._next_id += 1
         self._next_arrival += len(seqs)
         self._samples[request_id] = seqs

@@ -66,7 +66,7 @@ class _Loop:
             # In one go, so that whoever counts finds it either here or there.
             with self.changed:
                 self.arriving -= request.sampling.n
-                request_id = self.engine.submit(request, has_room=True)
+                request_id = self.engine.submit(request, is_admitted=True)
         except MullError as error:
             stream.deliver(error)
             return
