@@ -145,9 +145,38 @@ def test_the_answer_can_be_asked_for_though_nobody_reads_along(tokenizer):
     engine.step()
     engine.step()
     engine.answer_now(request_id)
-    (output,) = drain(engine)[0].values()
+    found, events = drain(engine)
+    (output,) = found.values()
     assert output.finish_details["thinking_closed"]["reason"] == "answer_now"
     assert output.thinking == "abc"
+    for kind, said in (("thinking", output.thinking), ("answer", output.text)):
+        assert "".join(event.text for event in events if event.kind == kind) == said
+    assert [t for event in events for t in event.token_ids] == output.token_ids
+
+
+@pytest.mark.parametrize("streams", [True, False])
+def test_asking_for_the_answer_outside_a_thinking_closes_no_later_one(tokenizer, streams):
+    engine = make_engine(chain_of(tokenizer, "z<think>ab</think>c<think>"), tokenizer)
+    request = Request(
+        tokenizer.encode("z"),
+        SamplingParams(temperature=0, max_tokens=20),
+        detect_loops=False,
+        speculate=False,
+        streams=streams,
+    )
+    (unasked,) = generate(engine, [request])
+    assert unasked.thinking.count("ab") == 4
+    for steps in range(12):
+        request_id = engine.submit(request)
+        for _ in range(steps):
+            engine.step()
+        engine.answer_now(request_id)
+        (output,) = drain(engine)[0].values()
+        if steps % 5 in (1, 2):  # "<think>" or "a" came last, so that a thinking goes on
+            assert output.finish_details["thinking_closed"]["reason"] == "answer_now"
+        else:
+            assert output.token_ids == unasked.token_ids
+            assert output.finish_details == unasked.finish_details
 
 
 def test_a_tool_call_comes_as_data(tokenizer):

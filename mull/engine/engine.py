@@ -217,7 +217,7 @@ class Engine:
         """Close the thinking after the next token; nothing happens to samples not thinking."""
         seqs = self._samples.get(request_id, [])
         for seq in seqs:
-            self._replies[seq].control.wants_answer = True
+            self._replies[seq].answer_now()
         return bool(seqs)
 
     @torch.inference_mode()

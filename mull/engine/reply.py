@@ -74,6 +74,7 @@ class Reply:
         needs_text = needs_text or bool(request.sampling.stop) or request.grammar is not None
         self._reads_at_end = not (request.streams or needs_text)
         self._unread: list[int] = []
+        self._unsent: list[Event] = []
         self._new_ids: list[int] = []
         self._new_logprobs: list[TokenLogprob] = []
         self._submitted = submitted
@@ -122,10 +123,16 @@ class Reply:
             return None
         self._read()
         if not self.parser.is_thinking:
+            self.control.wants_answer = False  # the model was faster
             return None
         if self._thinks_in_circles:
             return "loop"
         return self.control.reason_to_close(self.thinking_tokens, self._tail)
+
+    def answer_now(self) -> None:
+        """Wish for the thinking's end; nothing happens where there is no thinking now."""
+        self._read()
+        self.control.wants_answer = self.parser.is_thinking
 
     def ends_too_early(self, token_id: int) -> bool:
         """Whether the token would end the thinking's turn with the grammar still to be followed."""
@@ -169,13 +176,13 @@ class Reply:
             self.details["context_full"] = True
         return self._finish("length")
 
-    def _read(self) -> list[Event]:
-        """Take in what nobody has asked for yet."""
+    def _read(self) -> None:
+        """Take in what nobody has asked for yet; what is to be shown of it comes at the end."""
         if not self._unread:
-            return []
+            return
         unread, self._unread = self._unread, []
         self._note_tail(unread[-_TAIL:])
-        return self._show(self.parser.push_all(unread))
+        self._unsent += self._show(self.parser.push_all(unread))
 
     def _note(self, token_id: int, logprob: TokenLogprob | None, is_forced: bool) -> None:
         now = time.perf_counter()
@@ -248,7 +255,8 @@ class Reply:
         return Event(seq.request_id, seq.index, kind, text, ids, logprobs, **carried)
 
     def _finish(self, reason: FinishReason) -> list[Event]:
-        events = self._read()
+        self._read()
+        events, self._unsent = self._unsent, []
         if "stop_string" not in self.details:
             events += self._show(self.parser.finish())
             events += self._said("answer", self.stops.flush())
