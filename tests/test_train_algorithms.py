@@ -17,13 +17,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 from trl import GRPOTrainer
 
-from mull.train.algorithms import ALGORITHMS
+from mull.train.algorithms import ALGORITHMS, algorithm_of
 from mull.train.algorithms.parts import group_advantages
 from mull.train.batch import Episode
 from mull.train.objective import Prediction, Totals
 from mull.train.recipe import Rl
 from mull.train.rl_batch import RlBatch
-from mull.train.stages.rl import algorithm_of
 
 WIDTH, VOCABULARY, MAX_TOKENS = 6, 11, 12
 # Ours -> TRL's (loss_type, importance_sampling_level).

@@ -24,6 +24,9 @@ from train_run_parts import (
 
 import mull
 from mull.errors import RecipeError, TrainError, TrainFailedError
+from mull.tasks import Verdict
+from mull.train.recipe_file import load_recipe
+from mull.train.rewards import Judge
 from mull.train.run import run_recipe
 from mull.train.run_folder import comparable, read_manifest
 
@@ -77,12 +80,31 @@ def test_the_result_is_a_model_that_answers(finished: Path) -> None:
 def test_reinforcement_measures_what_people_ask_for(finished: Path) -> None:
     steps = [record for record in records(finished, "step") if record["stage"] == "zero"]
     assert [record["step"] for record in steps] == [1, 2, 3]
-    assert [record["values"]["age"] for record in steps] == [0, 2, 2]  # staleness 1, 2 minibatches
+    assert [record["values"]["age"] for record in steps] == [0, 1, 1]
     names = {"reward", "pass_at_1", "length", "dead_groups", "entropy", "gap", "kl", "truncated"}
     for record in steps:
         assert names <= set(record["values"])
         assert all(math.isfinite(record["values"][name]) for name in names)
     assert steps[0]["values"]["gap"] < 1e-5  # made with the very weights that learn from it
+
+
+def test_a_verifier_that_always_fails_teaches_nothing_and_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failed(_judge, _problems, answers):
+        return [[Verdict.VERIFIER_FAILED for _ in some] for some in answers]
+
+    monkeypatch.setattr(Judge, "verdicts", failed)
+    text = "[[stages]]".join(RECIPE.split("[[stages]]")[:3])
+    path, out = write_recipe(tmp_path, text), tmp_path / "out"
+    recipe = load_recipe(path, ["stages.base.steps=1", "stages.zero.algorithm=dr_grpo"])
+    assert run_recipe(recipe, out).status == "done"
+    steps = [record for record in records(out, "step") if record["stage"] == "zero"]
+    values = [record["values"] for record in steps]
+    assert [each["verifier_failed"] for each in values] == [1.0] * 3
+    assert [each["grad_norm"] for each in values] == [0.0] * 3
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("the verifier of task parity failed on 100% of the answers") == 1
 
 
 def test_evaluation_says_how_sure_it_is(finished: Path) -> None:

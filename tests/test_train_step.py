@@ -19,8 +19,10 @@ from mull.train.batch import Batch, Episode, spread
 from mull.train.flops import step_flops
 from mull.train.objective import Objective, Prediction, Terms, Totals
 from mull.train.recipe import Optimiser
+from mull.train.reference import Reference
 from mull.train.rl_batch import RlBatch
 from mull.train.routing import Balance, Routing
+from mull.train.scoring import Precision
 from mull.train.step import Learner
 
 SPEC = Optimiser(learning_rate=1e-3, warmup=0, clip=1e9)
@@ -350,6 +352,22 @@ def test_replaying_a_models_own_choices_changes_nothing() -> None:
     handle.remove()
     replay = RlBatch(**{**vars(free[0]), "experts_MTS": torch.stack(chosen)})
     assert torch.equal(learner.logprobs([replay])[0], expected[0])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("replays", [False, True])
+def test_a_policy_does_not_diverge_from_a_reference_that_it_is(
+    precision: Precision, replays: bool
+) -> None:
+    model = fresh_model(DEEPSEEK, mtp=True)
+    experts = torch.randint(0, 2, (1, 20, 1)) + torch.tensor([0, 2]) if replays else None
+    algorithm = ALGORITHMS["grpo"](kl=0.1)
+    made = algorithm.advantages(episodes(model, experts=experts)).episodes
+    reference = Reference(model, precision=precision, temperature=0.7)
+    batches = reference.scored(algorithm.pack(made, 30))
+    learner = Learner(model, SPEC, 2, precision=precision, temperature=0.7)
+    assert learner.step(batches, algorithm).metrics["kl"] == pytest.approx(0, abs=1e-9)
+    assert learner.step(batches, algorithm).metrics["kl"] > 1e-6
 
 
 @pytest.mark.parametrize("name", ["grpo", "gspo", "cispo"])

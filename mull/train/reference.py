@@ -4,23 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
 from torch import Tensor
 
-from mull.model import CausalLM, PackedSequences
-from mull.train.logprobs import token_logprobs
+from mull.model import CausalLM
 from mull.train.models import plain
 from mull.train.rl_batch import RlBatch
+from mull.train.routing import Routing
+from mull.train.scoring import Precision, score
 
 
 class Reference:
-    """Begins as the policy it is made of."""
+    """Begins as the policy it is made of. precision, temperature: of the policy's own
+    log-probabilities, which its are compared with."""
 
-    def __init__(self, policy: CausalLM) -> None:
-        self.model = _frozen(policy)
+    def __init__(
+        self, policy: CausalLM, *, precision: Precision = "fp32", temperature: float = 1.0
+    ) -> None:
+        self.precision, self.temperature = precision, temperature
+        self.refresh(policy)
 
     def refresh(self, policy: CausalLM) -> None:
         self.model = _frozen(policy)
+        self._routing = Routing(self.model)
 
     def state(self) -> dict[str, Tensor]:
         return self.model.state_dict()
@@ -28,24 +33,16 @@ class Reference:
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         self.model.load_state_dict(tensors)
 
-    @torch.no_grad()
-    def scored(self, batches: Sequence[RlBatch], temperature: float) -> list[RlBatch]:
+    def scored(self, batches: Sequence[RlBatch]) -> list[RlBatch]:
         """The batches with the reference's log-probabilities of what is learnt in them."""
-        result = []
-        for batch in batches:
-            rows_L = batch.learn_T.nonzero()[:, 0]
-            hidden_TD = self.model(
-                batch.ids_T, PackedSequences(batch.lengths, positions_T=batch.positions_T)
-            )
-            logprob_T = torch.zeros(batch.tokens)
-            logprob_T[rows_L] = token_logprobs(
-                hidden_TD[rows_L],
-                self.model.lm_head.weight,
-                batch.targets_T[rows_L],
-                temperature=temperature,
-            )[0]
-            result.append(batch.with_reference(logprob_T))
-        return result
+        found = score(
+            self.model,
+            self._routing,
+            batches,
+            precision=self.precision,
+            temperature=self.temperature,
+        )
+        return [batch.with_reference(each) for batch, each in zip(batches, found, strict=True)]
 
 
 def _frozen(policy: CausalLM) -> CausalLM:

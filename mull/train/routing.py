@@ -29,8 +29,8 @@ class Balance:
 class Routing:
     """Watches every router of a model, MTP modules' too; does nothing for a model without any."""
 
-    def __init__(self, model: nn.Module, balance: Balance) -> None:
-        self.balance = balance
+    def __init__(self, model: nn.Module, balance: Balance | None = None) -> None:
+        self.balance = balance or Balance()
         self.routers = {
             name.removesuffix(".gate"): module
             for name, module in model.named_modules()

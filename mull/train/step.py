@@ -11,10 +11,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,13 +23,13 @@ from mull.errors import TrainError
 from mull.model import CausalLM, PackedSequences
 from mull.train.batch import Batch
 from mull.train.flops import step_flops
-from mull.train.logprobs import token_logprobs, token_statistics
+from mull.train.logprobs import token_statistics
 from mull.train.memory import keep_freed_memory
 from mull.train.objective import Objective, Prediction, Totals
 from mull.train.optimiser import Updater
 from mull.train.recipe import Optimiser
-from mull.train.rl_batch import RlBatch
 from mull.train.routing import Balance, Routing
+from mull.train.scoring import Precision, experts_of, products_in, score
 
 
 @dataclass(frozen=True)
@@ -76,7 +75,7 @@ class Learner:
         spec: Optimiser,
         total_steps: int,
         *,
-        precision: Literal["fp32", "bf16"] = "fp32",
+        precision: Precision = "fp32",
         checkpointing: bool = False,
         mtp_weight: float = 0.0,
         mtp_passes: int = 1,
@@ -101,7 +100,7 @@ class Learner:
             model.model.requires_grad_(False)
             model.lm_head.requires_grad_(False)
         self.updater = Updater(model.named_parameters(), spec, total_steps)
-        self.routing = Routing(model, balance or Balance())
+        self.routing = Routing(model, balance)
         self.device = model.lm_head.weight.device
         self._frozen = (
             not model.model.layers[-1].get_parameter("self_attn.o_proj.weight").requires_grad
@@ -142,26 +141,15 @@ class Learner:
             mtp_hits=sums.mtp_hits,
         )
 
-    @torch.no_grad()
     def logprobs(self, batches: Sequence[Batch]) -> list[Tensor]:
-        """float32 [T] of each batch: of its targets by the model as it stands, 0 where nothing is
-        learnt. Expert choices are replayed where a batch has them."""
-        results = []
-        for batch in batches:
-            rows_L = batch.learn_T.nonzero()[:, 0]
-            logprob_T = torch.zeros(batch.tokens, device=self.device)
-            with self._autocast(), self.routing.replayed(_experts(batch)):
-                hidden_TD = self.model(
-                    batch.ids_T, PackedSequences(batch.lengths, positions_T=batch.positions_T)
-                )
-                logprob_T[rows_L] = token_logprobs(
-                    hidden_TD[rows_L],
-                    self.model.lm_head.weight,
-                    batch.targets_T[rows_L],
-                    temperature=self.temperature,
-                )[0]
-            results.append(logprob_T)
-        return results
+        """float32 [T] of each batch, of its targets by the model as it stands (see `score`)."""
+        return score(
+            self.model,
+            self.routing,
+            batches,
+            precision=self.precision,
+            temperature=self.temperature,
+        )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Of optimiser and schedule: (tensors, json-able rest). Weights and the routers' biases are
@@ -178,10 +166,10 @@ class Learner:
         self.routing.begin()
         mtp_targets = self._mtp_targets(batches)
         # One region for all batches: autocast casts a weight once and keeps it.
-        with self._autocast():
+        with products_in(self.precision, self.device):
             for batch in batches:
                 watched = self.routing.watched(batch.sequence_T, len(batch.lengths))
-                with watched, self.routing.replayed(_experts(batch)):
+                with watched, self.routing.replayed(experts_of(batch)):
                     loss = self._loss(batch, objective, sums, mtp_targets)
                     with torch.autocast(self.device.type, enabled=False):
                         loss.backward()
@@ -275,12 +263,6 @@ class Learner:
             only_mtp=self._only_mtp,
         )
 
-    @contextmanager
-    def _autocast(self) -> Iterator[None]:
-        enabled = self.precision == "bf16"
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled):
-            yield
-
 
 class _Sums:
     """What adds up over a step's batches."""
@@ -336,7 +318,3 @@ def _starts(batch: Batch) -> Tensor:
     starts_T = batch.sequence_T != batch.sequence_T.roll(1)
     starts_T[:1] = True
     return starts_T
-
-
-def _experts(batch: Batch) -> Tensor | None:
-    return batch.experts_MTS if isinstance(batch, RlBatch) else None

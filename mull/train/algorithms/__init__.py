@@ -8,6 +8,7 @@ from mull.train.algorithms.dr_grpo import DrGrpo
 from mull.train.algorithms.grpo import Grpo
 from mull.train.algorithms.gspo import Gspo
 from mull.train.algorithms.sft import sft
+from mull.train.recipe import Rl
 
 ALGORITHMS: dict[str, type[PolicyGradient]] = {
     "grpo": Grpo,
@@ -17,4 +18,16 @@ ALGORITHMS: dict[str, type[PolicyGradient]] = {
     "cispo": Cispo,
 }
 
-__all__ = ["ALGORITHMS", "PolicyGradient", "TeacherDivergence", "sft"]
+
+def algorithm_of(stage: Rl) -> PolicyGradient:
+    """As the stage wants it; bounds that it leaves out are the algorithm's own."""
+    bounds = {"clip_low": stage.clip_low, "clip_high": stage.clip_high}
+    return ALGORITHMS[stage.algorithm](
+        kl=stage.kl,
+        importance_cap=stage.importance_cap,
+        max_tokens=stage.sampling.max_tokens,
+        **{name: bound for name, bound in bounds.items() if bound is not None},
+    )
+
+
+__all__ = ["ALGORITHMS", "PolicyGradient", "TeacherDivergence", "algorithm_of", "sft"]

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mull.train.algorithms import ALGORITHMS, PolicyGradient
+from mull.train.algorithms import algorithm_of
 from mull.train.batch import Episode
 from mull.train.episodes import Group, Rollout, chosen, group_of, measured
 from mull.train.metrics import Sample
@@ -35,6 +35,8 @@ from mull.train.trainee import Trainee
 
 _SAMPLE_EVERY = 5  # steps between two answers that are kept to be looked at
 _WARN_EVERY = 20
+# Share of answers whose verifier failed beyond which the log warns: each is thrown away.
+_MANY_FAILED = 0.1
 
 
 def reinforce(session: Session, stage: Rl, checkpoint: Checkpoint | None) -> Trainee:
@@ -43,7 +45,8 @@ def reinforce(session: Session, stage: Rl, checkpoint: Checkpoint | None) -> Tra
 
 class _Reinforcement:
     """One rl stage. asked: questions taken by the rollouts that are whole; the rest of its state is
-    the trainee's, the buffer of rollouts that wait, and the reference policy."""
+    the trainee's, the buffer of rollouts that wait, the reference policy, and the steps until which
+    a warning is not said again."""
 
     def __init__(self, session: Session, stage: Rl, checkpoint: Checkpoint | None) -> None:
         self.session, self.stage = session, stage
@@ -57,9 +60,10 @@ class _Reinforcement:
         self.algorithm = algorithm_of(stage)
         self.judge = Judge(session.tasks, stage.task, session.pool, self.trainee.writer)
         self.buffer: list[Rollout] = []
-        self.done = self.asked = self.reference_step = self.warned = 0
+        self.done = self.asked = self.reference_step = 0
+        self.warned: dict[str, int] = {}
         # Begins as what the stage begins with, so only a refreshed one has to be saved.
-        self.reference = Reference(self.trainee.model) if stage.kl else None
+        self.reference = self._reference() if stage.kl else None
         if checkpoint is not None:
             self._restore(checkpoint)
         self.questions = Questions(
@@ -68,6 +72,12 @@ class _Reinforcement:
             stage.name,
             "questions",
             position=self.asked,
+        )
+
+    def _reference(self) -> Reference:
+        learner = self.learner
+        return Reference(
+            learner.model, precision=learner.precision, temperature=learner.temperature
         )
 
     def run(self) -> Trainee:
@@ -148,6 +158,8 @@ class _Reinforcement:
         if not (self.stage.replay_routing and self._weights_move and routing.main):
             return rollout
         episodes = rollout.episodes()
+        if not episodes:  # every verifier failed
+            return rollout
         order = sorted(range(len(episodes)), key=lambda index: len(episodes[index].ids))
         found: list[Tensor] = []
         for batch in in_passes(episodes):  # packs in that same order of length
@@ -167,8 +179,7 @@ class _Reinforcement:
         if self._weights_move:
             packed = [self._with_old(batches) for batches in packed]
         if self.reference is not None:
-            temperature = self.learner.temperature
-            packed = [self.reference.scored(batches, temperature) for batches in packed]
+            packed = [self.reference.scored(batches) for batches in packed]
         reports = [self.learner.step(batches, self.algorithm) for batches in packed]
         for report in reports:
             book(self.session, stage.name, report)
@@ -189,7 +200,8 @@ class _Reinforcement:
     ) -> None:
         stage = self.stage
         found = _merged(reports)
-        values = rollout.values | found | {"age": self.done_updates(step) - rollout.made_at}
+        age = step - rollout.made_at // stage.minibatches
+        values = rollout.values | found | {"age": age}
         tokens, flops = sum(r.tokens for r in reports), sum(r.flops for r in reports)
         peak = self.session.peak.gflop_per_s(stage.precision) * 1e9
         timing = rollout.timing | {
@@ -200,16 +212,26 @@ class _Reinforcement:
         }
         record = self.session.metrics.step(stage.name, stage.kind, step + 1, values, timing)
         self.session.page.step(record)
-        if values.get("gap", 0.0) > stage.gap_alarm and step >= self.warned:
-            self.warned = step + _WARN_EVERY
-            self.session.page.note(
-                f"{stage.name}, step {step + 1}: rollout and trainer differ by {values['gap']:.3f} "
-                f"in log-probability (alarm at {stage.gap_alarm}): use a more exact "
-                "rollout_precision, or less staleness"
+        if values.get("gap", 0.0) > stage.gap_alarm:
+            self._warn(
+                "gap",
+                step,
+                f"rollout and trainer differ by {values['gap']:.3f} in log-probability (alarm at "
+                f"{stage.gap_alarm}): use a more exact rollout_precision, or less staleness",
+            )
+        if values["verifier_failed"] > _MANY_FAILED:
+            self._warn(
+                "verifier",
+                step,
+                f"the verifier of task {stage.task} failed on {values['verifier_failed']:.0%} of "
+                "the answers, from which nothing is learnt: look at what it does with them",
             )
 
-    def done_updates(self, step: int) -> int:
-        return step * self.stage.minibatches
+    def _warn(self, of: str, step: int, text: str) -> None:
+        """Now and then."""
+        if step >= self.warned.get(of, 0):
+            self.warned[of] = step + _WARN_EVERY
+            self.session.page.note(f"{self.stage.name}, step {step + 1}: {text}")
 
     def _show(self, step: int, question: Question, judged: Judged) -> None:
         self.session.sample(
@@ -239,13 +261,13 @@ class _Reinforcement:
                 tensors[f"buffer/{index}"] = rollout.experts
         waiting = [rollout.to_facts() for rollout in self.buffer]
         facts |= {"asked": self.asked, "buffer": waiting, "reference_step": self.reference_step}
-        return tensors, facts | {"warned": self.warned}
+        return tensors, facts | {"warned": dict(self.warned)}
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         facts = checkpoint.facts["stage"]
         self.trainee.restore(checkpoint, facts)
         self.done = int(checkpoint.position["step"])
-        self.asked, self.warned = facts["asked"], facts["warned"]
+        self.asked, self.warned = facts["asked"], dict(facts["warned"])
         self.buffer = [
             Rollout.from_facts(waiting, checkpoint.tensors.get(f"buffer/{index}"))
             for index, waiting in enumerate(facts["buffer"])
@@ -253,17 +275,6 @@ class _Reinforcement:
         self.reference_step = facts["reference_step"]
         if self.reference is not None and self.reference_step:
             self.reference.load_state(part_of(checkpoint, "reference"))
-
-
-def algorithm_of(stage: Rl) -> PolicyGradient:
-    """As the stage wants it; bounds that it leaves out are the algorithm's own."""
-    bounds = {"clip_low": stage.clip_low, "clip_high": stage.clip_high}
-    return ALGORITHMS[stage.algorithm](
-        kl=stage.kl,
-        importance_cap=stage.importance_cap,
-        max_tokens=stage.sampling.max_tokens,
-        **{name: bound for name, bound in bounds.items() if bound is not None},
-    )
 
 
 def _missing(groups: Sequence[Group], stage: Rl) -> int:
