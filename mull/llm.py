@@ -119,12 +119,19 @@ def load(
         opened,
         precision=chosen,
         device=chosen_device,
+        cache=cache,
         cache_tokens=cache_tokens,
         ignore_memory=ignore_memory,
     )
     if not ignore_memory and chosen_device.type == "cpu":
-        held = loading.precision_held(chosen)
-        weights.refuse_unless_fits(config, held, name=name, cache_tokens=cache_tokens, mtp=mtp)
+        weights.refuse_unless_fits(
+            config,
+            loading.precision_held(chosen),
+            name=name,
+            cache=loading.cache_dtype(cache, chosen),
+            cache_tokens=cache_tokens,
+            mtp=mtp,
+        )
     tokenizer = Tokenizer.from_source(opened.tokenizer_source)
     template = ChatTemplate.for_tokenizer(tokenizer, tokenizer.chat_template)
     prepared = loading.load_prepared(

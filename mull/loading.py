@@ -17,6 +17,7 @@ from mull.engine import bind, choose_mode, prepare
 from mull.engine.prepare import PRECISIONS, QUANTISED, is_packed
 from mull.errors import RequestError, WeightsError
 from mull.model.transformer import CausalLM
+from mull.weights.memory import default_cache
 
 Progress = Callable[[int, int], None]
 # The largest file of bf16 weights: quantising takes long, packing hardly longer than reading.
@@ -70,6 +71,7 @@ def wants_mtp(
     *,
     precision: str,
     device: torch.device,
+    cache: str = "auto",
     cache_tokens: int | None = None,
     ignore_memory: bool = False,
 ) -> bool:
@@ -84,10 +86,14 @@ def wants_mtp(
     mode = choose_mode(speculation, has_mtp=weights.holds_mtp(opened), name=name)
     if mode != "mtp" or speculation == "mtp" or ignore_memory or device.type != "cpu":
         return mode == "mtp"
-    held = precision_held(precision)
     try:
         weights.refuse_unless_fits(
-            opened.config, held, name=name, cache_tokens=cache_tokens, mtp=True
+            opened.config,
+            precision_held(precision),
+            name=name,
+            cache=cache_dtype(cache, precision),
+            cache_tokens=cache_tokens,
+            mtp=True,
         )
     except WeightsError:
         return False
@@ -115,7 +121,7 @@ def precision_held(precision: str) -> str:
 
 def cache_dtype(cache: str, precision: str) -> torch.dtype:
     """Of keys and values: bf16, but for weights in float32, unless something else was asked for."""
-    return _CACHES.get(cache, torch.float32 if precision == "fp32" else torch.bfloat16)
+    return _CACHES.get(cache, default_cache(precision))
 
 
 def load_prepared(

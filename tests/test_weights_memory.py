@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import mull
 from mull import kernels, weights
 from mull.engine import prepare
 from mull.errors import WeightsError
@@ -154,6 +155,35 @@ def test_a_cache_that_was_asked_for_is_held_against_the_memory(
         weights.refuse_unless_fits(config, "q8", name="m", cache_tokens=50_000)
     fitting = int(str(caught.value).rsplit(" ", 1)[1].replace(",", ""))
     weights.refuse_unless_fits(config, "q8", name="m", cache_tokens=fitting)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "q8"])
+def test_the_cache_counts_in_what_it_is_kept_in(
+    dtype: torch.dtype, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of("smollm2-135m")
+    each = config.cache_bytes_per_token(dtype)
+    bare = memory.needed_bytes(config, precision, 0)
+    assert memory.needed_bytes(config, precision, 1000, cache=dtype) == bare + 1000 * each
+    monkeypatch.setattr(memory, "available_memory", lambda: bare + 10_000 * each)
+    asked = {"name": "m", "cache": dtype}
+    weights.refuse_unless_fits(config, precision, cache_tokens=10_000, **asked)
+    with pytest.raises(WeightsError, match="give at most 10,000"):
+        weights.refuse_unless_fits(config, precision, cache_tokens=10_001, **asked)
+
+
+def test_a_load_counts_the_cache_in_what_it_is_kept_in(
+    smollm2_gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = config_of("smollm2-135m")
+    room = 8192 * config.cache_bytes_per_token(torch.bfloat16)
+    have = memory.needed_bytes(config, "fp32", 0) + room
+    monkeypatch.setattr(memory, "available_memory", lambda: have)
+    asked = {"precision": "fp32", "cache_tokens": 8192}
+    with pytest.raises(WeightsError, match="give at most 4,096"):
+        mull.load(str(smollm2_gguf), **asked)
+    mull.load(str(smollm2_gguf), cache="bf16", **asked).close()
 
 
 def test_auto_is_the_fastest_that_loses_little_and_fits() -> None:

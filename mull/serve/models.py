@@ -18,7 +18,7 @@ from mull.llm import LLM, load
 from mull.serve.errors import ApiError
 from mull.serve.settings import Settings
 from mull.weights.catalog import near_matches
-from mull.weights.memory import OVERHEAD_BYTES, cache_bytes, needed_bytes
+from mull.weights.memory import OVERHEAD_BYTES, needed_bytes
 from mull.weights.order import in_gb
 
 SWEEP_SECONDS = 5.0
@@ -235,6 +235,7 @@ def _plan(source: str, settings: Settings) -> Plan:
     opened = weights.OpenedModel(weights.resolve(source))
     precision = loading.choose_precision(settings.precision, opened, device)
     held = loading.precision_held(precision)
+    cache = loading.cache_dtype("auto", precision)
     config, on_cpu = opened.config, device.type == "cpu"
     most = config.max_position_embeddings
     # One server, many models: the limit is not an error for those that hold less anyway.
@@ -242,8 +243,8 @@ def _plan(source: str, settings: Settings) -> Plan:
     return Plan(
         precision=precision,
         weights=weights.weight_bytes(config, held),
-        needed=needed_bytes(config, held, min(context or most, 4096)) if on_cpu else 0,
-        cache_bytes_per_token=cache_bytes(config, 1, held),
+        needed=needed_bytes(config, held, min(context or most, 4096), cache=cache) if on_cpu else 0,
+        cache_bytes_per_token=config.cache_bytes_per_token(cache),
         cache_tokens=max(32768, most),
         context=context,
     )

@@ -17,6 +17,8 @@ from mull.weights.catalog import CatalogEntry, load_catalog
 from mull.weights.order import in_gb
 
 if TYPE_CHECKING:
+    import torch
+
     from mull.model.config import ModelConfig
 
 # What the engine runs, the most exact first. Bytes per value of the two plain ones:
@@ -63,15 +65,29 @@ def weight_bytes(config: ModelConfig, precision: str = "bf16", *, mtp: bool = Fa
     return size
 
 
+def default_cache(precision: str) -> torch.dtype:
+    """Of keys and values beside weights at `precision`, unless something else is asked for."""
+    import torch
+
+    return torch.float32 if precision == "fp32" else torch.bfloat16
+
+
 def cache_bytes(
-    config: ModelConfig, tokens: int, precision: str = "bf16", *, mtp: bool = False
+    config: ModelConfig,
+    tokens: int,
+    precision: str = "bf16",
+    *,
+    cache: torch.dtype | None = None,
+    mtp: bool = False,
 ) -> int:
-    """Bytes the cache takes for so many tokens over all layers, for weights at `precision`."""
+    """Bytes the cache takes for so many tokens over all layers.
+
+    cache: what it is kept in; None is the default for weights at `precision`.
+    """
     _check(precision)
     # Of several MTP modules the engine uses the first.
-    layers = config.num_hidden_layers + (mtp and config.has_mtp)
-    size = _PLAIN.get(precision, _PLAIN["bf16"])
-    return layers * config.cache_values_per_layer * tokens * size
+    extra = int(mtp and config.has_mtp)
+    return tokens * config.cache_bytes_per_token(cache or default_cache(precision), extra)
 
 
 def needed_bytes(
@@ -79,12 +95,13 @@ def needed_bytes(
     precision: str = "bf16",
     context: int = DEFAULT_CONTEXT,
     *,
+    cache: torch.dtype | None = None,
     mtp: bool = False,
 ) -> int:
     """Bytes to run: weights, the cache of one context, and the program itself."""
     tokens = min(context, config.max_position_embeddings)
-    cache = cache_bytes(config, tokens, precision, mtp=mtp)
-    return weight_bytes(config, precision, mtp=mtp) + cache + OVERHEAD_BYTES
+    cached = cache_bytes(config, tokens, precision, cache=cache, mtp=mtp)
+    return weight_bytes(config, precision, mtp=mtp) + cached + OVERHEAD_BYTES
 
 
 def _check(precision: str) -> None:
@@ -139,15 +156,17 @@ def fits(
     context: int = DEFAULT_CONTEXT,
     name: str = "the model",
     available: int | None = None,
+    cache: torch.dtype | None = None,
     mtp: bool = False,
 ) -> Fit:
     """Whether a model of this shape runs here; if not, the line names one that does."""
     have = available_memory() if available is None else available
-    need = needed_bytes(config, precision, context, mtp=mtp)
+    need = needed_bytes(config, precision, context, cache=cache, mtp=mtp)
     line = f"{name} needs {in_gb(need)} of memory in {precision}, {in_gb(have)} are free: "
     if need <= have:
         return Fit(True, need, have, line + "fits")
-    return Fit(False, need, have, line + "does not fit" + _advice(config, precision, context, have))
+    advice = _advice(config, precision, context, have, cache)
+    return Fit(False, need, have, line + "does not fit" + advice)
 
 
 def word_before_download(shape: Mapping[str, Any], name: str) -> str:
@@ -168,6 +187,7 @@ def refuse_unless_fits(
     precision: str,
     *,
     name: str,
+    cache: torch.dtype | None = None,
     cache_tokens: int | None = None,
     mtp: bool = False,
 ) -> None:
@@ -176,18 +196,18 @@ def refuse_unless_fits(
     cache_tokens: what was asked for; None holds a cache of DEFAULT_CONTEXT against the memory.
     """
     have = available_memory()
-    fit = fits(config, precision=precision, name=name, available=have, mtp=mtp)
+    fit = fits(config, precision=precision, name=name, available=have, cache=cache, mtp=mtp)
     if not fit:
         raise WeightsError(fit.line)
     if cache_tokens is None:
         return
-    cache = cache_bytes(config, cache_tokens, precision, mtp=mtp)
+    each = cache_bytes(config, 1, precision, cache=cache, mtp=mtp)
     room = have - needed_bytes(config, precision, 0, mtp=mtp)
-    if cache > room:
+    if cache_tokens * each > room:
         raise WeightsError(
-            f"a cache of {cache_tokens:,} tokens of {name} needs {in_gb(cache)} of memory, "
-            f"{in_gb(room)} are left beside its weights: "
-            f"give at most {max(0, room // cache_bytes(config, 1, precision, mtp=mtp)):,}"
+            f"a cache of {cache_tokens:,} tokens of {name} needs {in_gb(cache_tokens * each)} of "
+            f"memory, {in_gb(room)} are left beside its weights: "
+            f"give at most {max(0, room // each):,}"
         )
 
 
@@ -198,9 +218,11 @@ def largest_context(config: ModelConfig, precision: str, available: int | None =
     return max(0, min(room // cache_bytes(config, 1, precision), config.max_position_embeddings))
 
 
-def _advice(config: ModelConfig, precision: str, context: int, have: int) -> str:
+def _advice(
+    config: ModelConfig, precision: str, context: int, have: int, cache: torch.dtype | None
+) -> str:
     for smaller in PRECISIONS[PRECISIONS.index(precision) + 1 :]:
-        if needed_bytes(config, smaller, context) <= have:
+        if needed_bytes(config, smaller, context, cache=cache) <= have:
             return f"; with --precision {smaller} it does"
     entry = largest_that_fits(context=context, available=have)
     if entry is None:
