@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from train_run_parts import fingerprint, tiny
+from train_run_parts import fingerprint, on_one_thread, tiny
 
 from mull.train.recipe import Recipe
 from mull.train.rollout import Sampler
 from mull.train.run import run_recipe
 from mull.train.run_folder import comparable
 from mull.train.session import Keeper, StopAsked
+from mull.train.stages.collect import LocalTeacher
 from mull.train.state import Checkpoints
 
 # One step of pretraining: no answer is right, and without a reference policy nothing is learnt.
 UNTAUGHT = ("stages.base.steps=1", "stages.base.validate_every=0", "stages.zero.kl=0")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread() -> Iterator[None]:
+    yield from on_one_thread()
+
+
+@pytest.fixture(scope="module")
+def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that answers now and then."""
+    folder = tmp_path_factory.mktemp("taught")
+    run_recipe(stages_of(folder, ["base"]), folder / "out")
+    return folder / "out" / "final"
 
 
 def stages_of(folder: Path, names: list[str], *changes: str) -> Recipe:
@@ -68,10 +83,11 @@ def test_a_run_in_which_nothing_taught_anything_yet_goes_on(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("chunk", [1, 2])
 def test_sampling_stopped_in_any_chunk_goes_on(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
+    taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int
 ) -> None:
-    monkeypatch.setattr("mull.train.stages.collect._ANSWERS_AT_ONCE", 24)
-    recipe = stages_of(tmp_path, ["base", "kept"])
+    monkeypatch.setattr(LocalTeacher, "at_once", 24)
+    base = f"model={{base='{taught}'}}"
+    recipe = stages_of(tmp_path, ["kept"], base, "stages.kept.start=model")
     out, whole = tmp_path / "out", tmp_path / "whole"
     with pytest.MonkeyPatch.context() as patch:
         stop_sampling(patch, chunk)

@@ -16,6 +16,7 @@ from train_run_parts import (
     RECIPE,
     fingerprint,
     kill,
+    on_one_thread,
     start,
     tiny,
     wait_for_records,
@@ -35,10 +36,7 @@ STAGES = ("base", "zero", "kept", "r1", "student", "scores")
 
 @pytest.fixture(autouse=True, scope="module")
 def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    yield from on_one_thread()
 
 
 @pytest.fixture(scope="module")

@@ -10,9 +10,11 @@ import os
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import torch
 from mull_command import MULL
 
 from mull.train.recipe import Recipe
@@ -99,6 +101,14 @@ stages = ["base", "student"]
 problems = 12
 sampling = { max_tokens = 16 }
 """
+
+
+def on_one_thread() -> Iterator[None]:
+    """For a fixture of a module that runs recipes in its own process."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def write_recipe(folder: Path, text: str = RECIPE) -> Path:

@@ -11,7 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
@@ -24,23 +24,26 @@ from mull.train.rewards import Judge, Judged, language_share
 from mull.train.rollout import Answer, Sampler
 from mull.train.session import Keeper, Session
 
-# Questions asked at once: enough answers to fill the engine, few enough to stop and save between.
-_ANSWERS_AT_ONCE = 512
 _LEAST_LANGUAGE = 0.9
 # A line of the thinking that comes more often is a circle.
 _MOST_REPEATS = 4
 
 
 class Teacher(Protocol):
-    """Who answers. tokens: sampled so far."""
+    """Who answers. tokens: sampled so far. at_once: so many answers are asked for and kept at a
+    time."""
 
     judge: Judge
 
     @property
     def tokens(self) -> int: ...
 
+    @property
+    def at_once(self) -> int: ...
+
     def answers(self, problems: Sequence[Problem], first: int) -> list[list[Answer]]:
-        """To each problem, the first of which is question number `first`."""
+        """To each problem, the first of which is question number `first`; or to the first ones
+        alone, if it had to end early."""
         ...
 
 
@@ -52,6 +55,8 @@ class LocalTeacher:
     stage: Reject | Distill
     sampler: Sampler
     judge: Judge
+    # Enough to fill the engine, few enough to stop and save between.
+    at_once: ClassVar[int] = 512
 
     @property
     def tokens(self) -> int:
@@ -93,19 +98,20 @@ def collect(
 
     keeper = Keeper(session, stage, state, step=done)
     session.page.stage(stage.name, stage.questions)
-    at_once = max(1, _ANSWERS_AT_ONCE // stage.samples)
+    at_once = max(1, teacher.at_once // stage.samples)
+    problems: list[Problem] = []
     try:
         while done < stage.questions and not keeper.is_spent:
             session.check()
-            many = min(at_once, stage.questions - done)
-            problems = questions.take(many)
+            problems += questions.take(min(at_once, stage.questions - done) - len(problems))
             found, seconds, tokens = _chunk(session, stage, teacher, problems, done)
-            for problem, some in zip(problems, found, strict=True):
+            for problem, some in zip(problems, found, strict=False):
                 for kept in _kept(problem, some, stage, teacher.judge, counts):
                     file.append(_line(problem, kept))
             file.sync()
             whole = {"counts": dict(counts), "kept_bytes": file.size}
-            done += many
+            done += len(found)
+            del problems[: len(found)]
             _record(session, stage, found, counts, done, seconds, tokens)
             keeper.step = done
             keeper.save()
@@ -125,7 +131,7 @@ def _chunk(
     start, before = time.perf_counter(), teacher.tokens
     answers = teacher.answers(problems, done)
     room = stage.sampling.max_tokens
-    found = teacher.judge.judged(problems, answers, Rewards(), room)
+    found = teacher.judge.judged(problems[: len(answers)], answers, Rewards(), room)
     tokens = teacher.tokens - before
     session.bill.add(stage.name, tokens_sampled=tokens)
     return found, time.perf_counter() - start, tokens
