@@ -348,20 +348,22 @@ def test_shards_are_made_anew_when_their_source_changes(
     writer: TraceWriter, tmp_path: Path
 ) -> None:
     path = chat_file(tmp_path, 30)
-    told: list[str] = []
     recipe = recipe_with({"chat": [str(path)]}, {"task": "sums"}, kind="sft")
-    data = stage_data(
-        recipe, writer, tmp_path, progress=lambda name, tokens, most: told.append(name)
-    )
+    data = stage_data(recipe, writer, tmp_path)
     stage = only_stage(recipe)
-    data.mix(stage)
-    assert set(told) == {"chat.jsonl", "task sums"}
-    told.clear()
-    data.mix(stage)
-    assert not told
+
+    def made() -> set[tuple[str, int, int]]:
+        data.mix(stage)
+        files = [(path.name, path.stat()) for path in (tmp_path / "shards").iterdir()]
+        return {(name, stat.st_ino, stat.st_mtime_ns) for name, stat in files}
+
+    first = made()
+    assert len(first) == 2
+    assert made() == first
     chat_file(tmp_path, 31)
-    data.mix(stage)
-    assert set(told) == {"chat.jsonl"}
+    then = made()
+    assert then > first
+    assert len(then) == 3
 
 
 def test_batches_are_the_same_in_fresh_processes_and_from_any_thread(

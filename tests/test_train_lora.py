@@ -70,12 +70,10 @@ def test_only_adapters_learn() -> None:
 
 
 def test_merged_weights_compute_the_same_without_adapters() -> None:
-    plain, model = trained(Lora(rank=4))
+    _, model = trained(Lora(rank=4))
     again = plain_model()
     again.load_state_dict(lora.merged_state(model))
     torch.testing.assert_close(hidden(again), hidden(model), rtol=1e-4, atol=1e-5)
-    lora.merge_into(plain, model)
-    assert torch.equal(hidden(plain), hidden(again))
 
 
 def test_adapters_come_back_from_their_state_alone() -> None:

@@ -23,3 +23,6 @@ def test_auto_is_bfloat16_only_where_it_is_multiplied_as_such(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     assert peak.settled("auto") == expected
     assert (peak.settled("bf16"), peak.settled("fp32")) == ("bf16", "fp32")
+    monkeypatch.setattr(peak, "measure", lambda precision: {"fp32": 1.0, "bf16": 2.0}[precision])
+    own = peak.Peak()
+    assert own.gflop_per_s("auto") == own.gflop_per_s(peak.settled("auto"))

@@ -3,12 +3,14 @@
 import json
 import random
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
+from train_data_parts import tokenizer_folder
 from train_parts import DEEPSEEK, LLAMA, SHAPES, example, fresh_model, packed
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -17,13 +19,17 @@ from mull.model import CausalLM, PackedSequences
 from mull.train.algorithms import ALGORITHMS, TeacherDivergence, sft
 from mull.train.batch import Batch, Episode, spread
 from mull.train.flops import step_flops
+from mull.train.lora import inject
+from mull.train.models import Opened
 from mull.train.objective import Objective, Prediction, Terms, Totals
-from mull.train.recipe import Optimiser
+from mull.train.recipe import Balance, DataSpec, Lora, Optimiser, Pretrain, Rl
 from mull.train.reference import Reference
 from mull.train.rl_batch import RlBatch
-from mull.train.routing import Balance, Routing
+from mull.train.routing import Routing
 from mull.train.scoring import Precision
+from mull.train.stages.learn import learning_values
 from mull.train.step import Learner
+from mull.train.trainee import Trainee
 
 SPEC = Optimiser(learning_rate=1e-3, warmup=0, clip=1e9)
 
@@ -246,7 +252,7 @@ def test_balancing_evens_out_a_lopsided_router() -> None:
     model = fresh_model(DEEPSEEK)
     model.model.layers[1].mlp.gate.e_score_correction_bias[0] = 1.0
     learner = Learner(
-        model, SPEC.model_copy(update={"learning_rate": 1e-9}), 60, balance=Balance(0.05)
+        model, SPEC.model_copy(update={"learning_rate": 1e-9}), 60, balance=Balance(rate=0.05)
     )
     batch = packed([60, 60])
     first = learner.step([batch], sft).router_violation
@@ -254,6 +260,29 @@ def test_balancing_evens_out_a_lopsided_router() -> None:
         last = learner.step([batch], sft).router_violation
     assert first > 0.9
     assert last < 0.4
+
+
+def test_a_recipe_sets_the_balance_of_what_learns_whole_and_other_routers_stand_still(
+    tmp_path: Path,
+) -> None:
+    tokenizer = tokenizer_folder(tmp_path / "tokenizer")
+
+    def routing_of(stage: Pretrain | Rl, *, lora: bool = False) -> Routing:
+        model = fresh_model({**DEEPSEEK, "vocab_size": 300}, mtp=True)
+        if lora:
+            inject(model, Lora(layers=("o_proj",)))
+        opened = Opened(model, tokenizer)
+        return Trainee(None, stage, 1, opened=opened).learner.routing  # type: ignore[arg-type]
+
+    wanted = Balance(rate=0.0, sequence_weight=1e-4)
+    base = Pretrain(kind="pretrain", name="base", steps=1, data=(DataSpec(task="sums"),))
+    assert routing_of(base).balance == Balance(rate=0.001, sequence_weight=0.0)
+    base = base.model_copy(update={"balance": wanted})
+    assert routing_of(base).balance == wanted
+    still = Balance(rate=0.0)
+    assert routing_of(base, lora=True).balance == still
+    assert routing_of(base.model_copy(update={"learns": "mtp"})).balance == still
+    assert routing_of(Rl(kind="rl", name="zero", task="sums", steps=1)).balance == still
 
 
 def test_the_sequence_wise_loss_is_equation_17() -> None:
@@ -392,6 +421,8 @@ def test_a_student_comes_nearer_to_its_teacher() -> None:
     reports = [learner.step([packed([20, 9])], TeacherDivergence(teacher)) for _ in range(30)]
     assert reports[0].loss == pytest.approx(reports[0].metrics["divergence"])
     assert reports[-1].loss < 0.7 * reports[0].loss
+    assert "entropy" not in learning_values(reports[0])  # nothing has worked it out
+    assert learning_values(learner.step([packed([20, 9])], sft))["entropy"] > 0
     wide = fresh_model({**LLAMA, "vocab_size": 60})
     with pytest.raises(TrainError, match="60 tokens"):
         learner.step([packed([20, 9])], TeacherDivergence(wide))

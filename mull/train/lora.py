@@ -80,16 +80,6 @@ def adapters(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:
 
 
 @torch.no_grad()
-def merge_into(plain: CausalLM, model: CausalLM) -> None:
-    """Gives `plain` (same shape, no adapters) the weights that make it compute what `model` does:
-    for rollouts after every step. Unadapted tensors are shared already or copied."""
-    values = merged_state(model)
-    for name, tensor in plain.state_dict(keep_vars=True).items():
-        if tensor.data_ptr() != values[name].data_ptr():
-            tensor.copy_(values[name])
-
-
-@torch.no_grad()
 def merged_state(model: CausalLM) -> dict[str, Tensor]:
     """The state dict of a model without adapters that computes the same: for export."""
     state = {

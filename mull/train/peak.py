@@ -21,9 +21,10 @@ class Peak:
         self.stated = stated
         self._measured: dict[str, float] = {}
 
-    def gflop_per_s(self, precision: str) -> float:
+    def gflop_per_s(self, precision: Literal["auto", "fp32", "bf16"]) -> float:
         if self.stated is not None:
             return self.stated
+        precision = settled(precision)
         if precision not in self._measured:
             self._measured[precision] = measure(precision)
         return self._measured[precision]

@@ -195,7 +195,7 @@ def _cost(recipe: Recipe, stage: StageBase, peak: Peak) -> StageCost:
     if isinstance(stage, Distill) and "://" in stage.teacher:
         sampled = 0  # elsewhere, and on another bill
     sample = _sampling_flops(config, sampled, length)
-    rate = peak.gflop_per_s(settled(stage.precision)) * 1e9
+    rate = peak.gflop_per_s(stage.precision) * 1e9
     seconds = learn / (rate * _UPDATE_SHARE)
     narrow = getattr(stage, "rollout_precision", "fp32") != "fp32"
     rate = peak.gflop_per_s("bf16" if narrow else "fp32") * 1e9

@@ -137,6 +137,15 @@ class Optimiser(Table):
     final: Share = 0.0
 
 
+class Balance(Table):
+    """rate: how far a step moves an expert's selection bias (V3 report, section 2.1.2: 0.001, and
+    0 at the end of training). sequence_weight: of the complementary loss within each sequence (its
+    eq. 17 to 20; the report's is 1e-4)."""
+
+    rate: Annotated[float, Field(ge=0)] = 0.001
+    sequence_weight: Annotated[float, Field(ge=0)] = 0.0
+
+
 class Rewards(Table):
     """correct is earned for a correct answer; format only together with it (an additive reward for
     form alone is gamed). language: times the share of the thinking's words in the question's
@@ -172,7 +181,9 @@ class LearnStage(StageBase):
     spread: the share of sequences that are read at positions with random gaps, so that more than
     the distances seen so far is met (arXiv 2305.16843). mtp_passes: the MTP module is applied so
     many times, after the first to its own output, as it is in drafting (FastMTP, arXiv 2509.18362).
-    learns: all, or the MTP module alone, which follows a model that RL has moved.
+    learns: all, or the MTP module alone, which follows a model that RL has moved. balance: of the
+    experts' load; the routers of a model with adapters, or where the MTP module learns alone, stand
+    still.
     """
 
     data: Annotated[tuple[DataSpec, ...], Field(min_length=1)]
@@ -183,6 +194,7 @@ class LearnStage(StageBase):
     mtp_weight: Annotated[float, Field(ge=0)] = 0.3
     mtp_passes: Annotated[int, Field(ge=1, le=8)] = 1
     learns: Literal["all", "mtp"] = "all"
+    balance: Balance = Balance()
     spread: Annotated[float, Field(ge=0, le=1)] = 0.0
 
     @model_validator(mode="after")

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ValidationError
 
 from mull.errors import RecipeError
 from mull.train.recipe import (
+    Balance,
     DataSpec,
     FamilySpec,
     Lora,
@@ -117,7 +118,7 @@ def _place(location: Sequence[int | str], values: Any) -> str:
 def _all_keys() -> set[str]:
     tables: list[type[BaseModel]] = [
         Recipe, ModelSpec, Lora, TokenizerSpec, TaskSpec, FamilySpec, DataSpec, Optimiser,
-        Rewards, Sampling, Machine, *get_args(get_args(Stage)[0]),
+        Balance, Rewards, Sampling, Machine, *get_args(get_args(Stage)[0]),
     ]  # fmt: skip
     return {key for table in tables for key in table.model_fields}
 

@@ -7,23 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from mull.errors import TrainError
 from mull.model.moe import Router
-
-
-@dataclass(frozen=True)
-class Balance:
-    """rate: how far a step moves an expert's selection bias (V3 report, section 2.1.2: 0.001, and
-    0 at the end of training). sequence_weight: of the complementary loss within each sequence (its
-    eq. 17 to 20; the report's is 1e-4)."""
-
-    rate: float = 0.001
-    sequence_weight: float = 0.0
+from mull.train.recipe import Balance
 
 
 class Routing:

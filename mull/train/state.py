@@ -114,16 +114,6 @@ class Checkpoints:
             )
         return None
 
-    def best(self, score: str) -> Checkpoint | None:
-        """The checkpoint of the newest stage with the highest `score` (of equals the earliest)."""
-        if not (whole := self._whole()):
-            return None
-        stage = self._summary(whole[-1])[0]
-        for path in _ranked(score, {path: self._summary(path) for path in whole}, stage):
-            if (checkpoint := self._load(path)) is not None:
-                return checkpoint
-        return None
-
     def _all(self) -> list[Path]:
         """Every checkpoint by age, oldest first."""
         if not self._folder.is_dir():

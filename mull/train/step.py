@@ -27,14 +27,15 @@ from mull.train.logprobs import token_statistics
 from mull.train.memory import keep_freed_memory
 from mull.train.objective import Objective, Prediction, Totals
 from mull.train.optimiser import Updater
-from mull.train.recipe import Optimiser
-from mull.train.routing import Balance, Routing
+from mull.train.recipe import Balance, Optimiser
+from mull.train.routing import Routing
 from mull.train.scoring import Precision, experts_of, products_in, score
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """step: from 1. grad_norm: before clipping. entropy, metrics: means over learnt tokens.
+    """step: from 1. grad_norm: before clipping. entropy (None: the objective asks for no
+    log-probabilities), metrics: means over learnt tokens.
     router_load: each expert's share by layer. mtp_hits: how often the MTP module's likeliest token
     is the one that came. flops: of the step, see flops.py."""
 
@@ -44,7 +45,7 @@ class StepReport:
     learning_rate: float
     tokens: int
     learnt: int
-    entropy: float
+    entropy: float | None
     metrics: dict[str, float]
     flops: float
     seconds: float
@@ -131,7 +132,7 @@ class Learner:
             learning_rate=rate,
             tokens=whole.tokens,
             learnt=whole.learnt,
-            entropy=sums.mean("entropy"),
+            entropy=sums.mean("entropy") if "entropy" in sums.metrics else None,
             metrics={name: sums.mean(name) for name in sums.metrics if name != "entropy"},
             flops=self._flops(batches, whole.learnt),
             seconds=time.perf_counter() - start,

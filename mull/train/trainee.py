@@ -10,8 +10,7 @@ from torch import Tensor
 from mull.train.lora import adapter_state, adapters, load_adapter_state
 from mull.train.models import Opened, refuse_vocabulary
 from mull.train.peak import settled
-from mull.train.recipe import LearnStage, Rl
-from mull.train.routing import Balance
+from mull.train.recipe import Balance, LearnStage, Rl
 from mull.train.session import Session, part_of, prefixed
 from mull.train.state import Checkpoint
 from mull.train.step import Learner
@@ -40,7 +39,7 @@ class Trainee:
         self.has_adapters = any(adapters(self.model))
         learning = stage if isinstance(stage, LearnStage) else None
         only_mtp = learning is not None and learning.learns == "mtp"
-        is_balanced = learning is not None and not self.has_adapters and not only_mtp
+        is_balanced = not self.has_adapters and not only_mtp
         self.learner = Learner(
             self.model,
             stage.optimiser,
@@ -50,7 +49,7 @@ class Trainee:
             mtp_weight=learning.mtp_weight if learning else 0.0,
             mtp_passes=learning.mtp_passes if learning else 1,
             only_mtp=only_mtp,
-            balance=Balance() if is_balanced else _STILL,
+            balance=learning.balance if learning and is_balanced else _STILL,
             temperature=temperature,
         )
 

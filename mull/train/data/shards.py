@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,11 +21,9 @@ import numpy as np
 from mull.errors import TrainError
 from mull.train.batch import Example
 
-Progress = Callable[[int], None]
-
 _HEADER_BYTES = 4096
 _FORMAT = "mull tokens 1"
-# Progress is told, and ids are handed to the file, about this many at a time.
+# Ids are handed to the file about this many at a time.
 _WRITE_TOKENS = 1 << 16
 
 
@@ -82,13 +80,12 @@ def make_shard(
     *,
     counts: Mapping[str, int],
     most_tokens: int | None = None,
-    progress: Progress | None = None,
 ) -> Shard:
     """The shard of that key in `folder`: the one that is there, or a new one of these documents.
 
     counts: read when the documents are through, so their maker may count along. most_tokens: stop
-    before the document that would exceed it. progress: told the tokens written so far. Raises
-    TrainError when the disk refuses; nothing half written is left behind.
+    before the document that would exceed it. Raises TrainError when the disk refuses; nothing half
+    written is left behind.
     """
     path = folder / f"{key}.tokens"
     if (kept := find_shard(folder, key)) is not None:
@@ -98,7 +95,7 @@ def make_shard(
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=folder, prefix=f".{key}.", delete=False) as file:
             temporary = Path(file.name)
-            header = _write(file, documents, vocabulary, most_tokens, progress)
+            header = _write(file, documents, vocabulary, most_tokens)
             header |= {"format": _FORMAT, "key": key, "counts": dict(counts)}
             text = json.dumps(header).encode()
             if len(text) > _HEADER_BYTES:
@@ -133,7 +130,6 @@ def _write(
     documents: Iterable[Example],
     vocabulary: int,
     most_tokens: int | None,
-    progress: Progress | None,
 ) -> dict[str, Any]:
     dtype = "uint16" if vocabulary <= 1 << 15 else "uint32"
     kind = np.dtype(dtype).newbyteorder("<")
@@ -156,12 +152,8 @@ def _write(
         if len(pending) >= _WRITE_TOKENS:
             file.write(np.array(pending, kind).tobytes())
             pending.clear()
-            if progress is not None:
-                progress(tokens)
     file.write(np.array(pending, kind).tobytes())
     file.write(np.array(ends, "<u8").tobytes())
-    if progress is not None:
-        progress(tokens)
     return {
         "dtype": dtype,
         "tokens": tokens,

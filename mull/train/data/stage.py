@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,12 +17,9 @@ from mull.errors import RecipeError
 from mull.tasks.task import Split, Task
 from mull.train.data import sources
 from mull.train.data.mix import DataMix, Part, Source
-from mull.train.data.shards import Progress, Shard, make_shard
+from mull.train.data.shards import Shard, make_shard
 from mull.train.data.writer import TraceWriter
 from mull.train.recipe import DataSpec, LearnStage, Pretrain, Recipe
-
-# Told: the source, its tokens so far, and how many there will be at most (None: nobody knows).
-StageProgress = Callable[[str, int, int | None], None]
 
 # More traces of a task than this are made only by going through them again in another order: at
 # 8 million tokens a small model cannot know them by heart, and making them takes half a minute.
@@ -43,7 +40,6 @@ class StageData:
     tasks: Mapping[str, Task]
     folder: Path
     kept: Mapping[str, Path] = field(default_factory=dict)
-    progress: StageProgress | None = None
 
     def mix(self, stage: LearnStage) -> tuple[DataMix, int]:
         """What the stage learns from, and its number of steps. Raises RecipeError for data that
@@ -117,7 +113,6 @@ class StageData:
             sources.file_documents(spec, self.kept, self.writer, counts),
             self.writer.tokenizer.vocab_size,
             counts=counts,
-            progress=self._told(name, None),
         )
 
     def _task_shard(
@@ -132,12 +127,7 @@ class StageData:
             self.writer.tokenizer.vocab_size,
             counts={},
             most_tokens=most_tokens,
-            progress=self._told(name, most_tokens),
         )
-
-    def _told(self, name: str, most: int | None) -> Progress | None:
-        tell = self.progress
-        return None if tell is None else lambda tokens: tell(name, tokens, most)
 
     def _seed(self, stage: LearnStage, purpose: str) -> int:
         text = f"{self.recipe.seed}/{stage.name}/{purpose}"

@@ -97,8 +97,9 @@ def learning_values(report: StepReport) -> dict[str, Any]:
         "learning_rate": report.learning_rate,
         "grad_norm": report.grad_norm,
         "tokens": report.tokens,
-        "entropy": report.entropy,
     }
+    if report.entropy is not None:
+        values["entropy"] = report.entropy
     if report.mtp_loss is not None:
         values |= {"mtp_loss": report.mtp_loss, "mtp_hits": report.mtp_hits}
     if report.router_violation:
