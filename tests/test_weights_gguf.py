@@ -292,12 +292,15 @@ def test_version_2_reads_like_version_3_and_others_are_refused(tmp_path: Path) -
             load_config(gguf_files(path))
 
 
-def _written(path: Path, architecture: str, **numbers: int) -> Path:
+def _written(
+    path: Path, architecture: str, tensors: dict[str, np.ndarray] | None = None, **numbers: int
+) -> Path:
     writer = gguf.GGUFWriter(path, architecture)
     for key, value in numbers.items():
         writer.add_uint32(f"{architecture}.{key.replace('__', '.')}", value)
     writer.add_layer_norm_rms_eps(1e-6)
-    writer.add_tensor("token_embd.weight", np.zeros((8, 4), np.float32))
+    for name, array in {"token_embd.weight": np.zeros((8, 4)), **(tensors or {})}.items():
+        writer.add_tensor(name, array.astype(np.float32))
     for write in ("header", "kv_data", "tensors"):
         getattr(writer, f"write_{write}_to_file")()
     writer.close()
@@ -314,6 +317,25 @@ def test_missing_metadata_is_named(tmp_path: Path) -> None:
     path = _written(tmp_path / "m.gguf", "llama", embedding_length=4)
     with pytest.raises(WeightsError, match=r"llama\.block_count is 'absent'"):
         load_config(gguf_files(path))
+
+
+@pytest.mark.parametrize("recorded", [{"attention__key_length": 7}, {}])
+def test_a_head_of_odd_size_is_refused_in_one_line(
+    tmp_path: Path, recorded: dict[str, int]
+) -> None:
+    numbers = {"block_count": 1, "context_length": 9, "feed_forward_length": 4}
+    path = _written(
+        tmp_path / "m.gguf",
+        "llama",
+        {"rope_freqs.weight": np.full(3, 2.0)},
+        embedding_length=14,
+        attention__head_count=2,
+        **numbers,
+        **recorded,
+    )
+    with pytest.raises(WeightsError, match=r"attention\.key_length .* even .* 7\)") as caught:
+        load_config(gguf_files(path))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

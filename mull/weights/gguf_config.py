@@ -77,6 +77,10 @@ def _grouped_attention(
     head_dim = meta.integer(
         "attention.key_length", config["hidden_size"] // config["num_attention_heads"], low=1
     )
+    if head_dim % 2:
+        raise meta.wrong(
+            "attention.key_length", f"even (RoPE rotates pairs; a head has {head_dim})"
+        )
     if meta.integer("rope.dimension_count", head_dim) != head_dim:
         raise meta.wrong("rope.dimension_count", f"the head size {head_dim}")
     return {
