@@ -10,8 +10,8 @@ from mull_command import run_mull
 
 from mull.errors import RecipeError, TaskError
 from mull.train.peak import Peak
-from mull.train.plan import check, describe, model_config, plan
-from mull.train.recipe import Evaluate
+from mull.train.plan import Memory, check, describe, model_config, plan
+from mull.train.recipe import Evaluate, ModelSpec
 from mull.train.recipe_file import load_recipe
 from mull.train.shipped import find_recipe, read_recipe, shipped_recipes
 from mull.train.stages.evaluate import evaluated
@@ -104,6 +104,25 @@ def test_adapters_and_narrow_numbers_make_a_plan_smaller() -> None:
     assert small.memory.activations <= wide.memory.activations
     whole = plan(load_recipe(path, ["model.lora={rank=1, layers=['q_proj']}"]), PEAK)
     assert whole.memory.optimiser < small.memory.optimiser
+
+
+def test_a_reference_and_a_teacher_take_memory_of_their_own() -> None:
+    def memory(*changes: str) -> Memory:
+        return plan(read_recipe("smoke", changes), PEAK).memory
+
+    alone = memory("stages.reasoning.kl=0")
+    assert alone.standing == 0
+    config = model_config(recipe := read_recipe("smoke"), recipe.model)
+    beside = memory()
+    assert beside.standing == 4 * config.parameter_count(mtp=False)[0]
+    assert beside.total == alone.total + beside.standing
+    on_policy = ("stages.reasoning.kl=0", "stages.student.form=on_policy")
+    whole = 4 * config.parameter_count(mtp=True)[0]
+    for teacher in ("r1", "model"):
+        assert memory(*on_policy, f"stages.student.teacher={teacher}").standing == whole
+    nano = model_config(recipe, ModelSpec(base="nano"))
+    found = memory(*on_policy, "stages.student.teacher=nano").standing
+    assert found == 4 * nano.parameter_count(mtp=True)[0]
 
 
 def test_a_model_that_nobody_knows_cannot_be_planned() -> None:

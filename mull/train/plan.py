@@ -16,6 +16,7 @@ from mull.text import Tokenizer
 from mull.train.bill import Bill, Budget
 from mull.train.figures import count, dollars, duration, energy
 from mull.train.flops import step_flops
+from mull.train.models import OWN
 from mull.train.peak import Peak, settled
 from mull.train.recipe import (
     Distill,
@@ -61,16 +62,19 @@ class StageCost:
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes at the fullest moment: of updates, or of rollouts beside the model."""
+    """Bytes at the fullest moment: of updates, or of rollouts beside the model. standing: of what
+    is not trained and is there all the time, the reference policy or the teacher."""
 
     weights: int
+    standing: int
     optimiser: int
     activations: int
     cache: int
 
     @property
     def total(self) -> int:
-        return self.weights + self.optimiser + max(self.activations, self.cache)
+        held = self.weights + self.standing + self.optimiser
+        return held + max(self.activations, self.cache)
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,7 @@ def memory_of(recipe: Recipe, config: ModelConfig) -> Memory:
     per_token = config.num_hidden_layers * config.cache_values_per_layer * 4
     return Memory(
         weights=4 * parameters,
+        standing=max((_standing_bytes(recipe, stage) for stage in recipe.stages), default=0),
         # The gradient, and AdamW's two moments.
         optimiser=4 * 3 * trained,
         activations=max(activations, default=0),
@@ -176,9 +181,10 @@ def describe(plan: Plan) -> str:
             for cost in plan.stages
         ),
         "",
-        f"memory: {_gb(memory.total)} at most (weights {_gb(memory.weights)}, optimiser "
-        f"{_gb(memory.optimiser)}, activations {_gb(memory.activations)}, rollouts "
-        f"{_gb(memory.cache)}); free here: {_gb(plan.available)}",
+        f"memory: {_gb(memory.total)} at most (weights {_gb(memory.weights)}, reference or "
+        f"teacher {_gb(memory.standing)}, optimiser {_gb(memory.optimiser)}, activations "
+        f"{_gb(memory.activations)}, rollouts {_gb(memory.cache)}); free here: "
+        f"{_gb(plan.available)}",
         f"time: about {duration(plan.seconds)} on {machine}, to a factor of two",
         f"bill: {energy(plan.joules)}, {dollars(plan.dollars)}",
     ]
@@ -292,6 +298,23 @@ def _length(stage: StageBase) -> int:
         return stage.max_length
     sampling = getattr(stage, "sampling", None)
     return _episode(sampling.max_tokens) if sampling is not None else 1
+
+
+def _standing_bytes(recipe: Recipe, stage: StageBase) -> int:
+    """In float32, as everything that is trained: a reference is a copy without MTP."""
+    if isinstance(stage, Rl) and stage.kl:
+        return 4 * _config_of(recipe, stage).parameter_count(mtp=False)[0]
+    if isinstance(stage, Distill) and stage.form == "on_policy" and "://" not in stage.teacher:
+        return 4 * _teacher_config(recipe, stage.teacher).parameter_count(mtp=True)[0]
+    return 0
+
+
+def _teacher_config(recipe: Recipe, teacher: str) -> ModelConfig:
+    """Of a stage's result, of the recipe's own model, or of any that mull loads."""
+    stages = {stage.name: stage for stage in recipe.stages}
+    if teacher in stages:
+        return _config_of(recipe, stages[teacher])
+    return model_config(recipe, recipe.model) if teacher == OWN else _base_config(teacher)
 
 
 def _activation_bytes(stage: StageBase, config: ModelConfig) -> int:
