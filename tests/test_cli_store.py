@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 from mull_command import make_store
 
+from mull import weights
 from mull.cli import main
+from mull.weights.packed_place import packed_folder
 
 
 @pytest.fixture
@@ -35,6 +37,26 @@ def test_models_lists_what_is_here_and_what_can_be_pulled(
     assert main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[1].split("\t")[2] == "98.4 MB + 3.0 MB packed"
+
+
+def test_a_model_that_comes_with_mull_is_told_as_that(
+    home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = weights.resolve("nano")
+    size = sum(file.stat().st_size for file in files.path.iterdir())
+    packed = packed_folder(files)
+    packed.mkdir(parents=True)
+    (packed / "bf16.safetensors").write_bytes(bytes(3_000_000))
+    assert main(["models", "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)[0]
+    assert (row["name"], row["bytes"], row["packed_bytes"]) == ("nano", size, 3_000_000)
+    assert main(["show", "nano"]) == 0
+    shown = dict(line.split("\t") for line in capsys.readouterr().out.splitlines())
+    assert (shown["source"], shown["pulled"]) == ("comes with mull", "no")
+    config = weights.load_config(files)
+    for mtp, suffix in ((False, ""), (True, " with mtp")):
+        counts = f"{shown['parameters' + suffix]} {shown['active parameters' + suffix]}"
+        assert counts == "{:,} {:,}".format(*config.parameter_count(mtp=mtp))
 
 
 @pytest.mark.parametrize(

@@ -51,13 +51,15 @@ def _size_in_words(row: dict[str, Any]) -> str:
 
 def _pulled_row(files: ModelFiles) -> dict[str, Any]:
     from mull.weights import is_shipped, packed_bytes
+    from mull.weights.packed_place import packed_folder
 
     manifest, packed = files.manifest or {}, packed_bytes(files)
+    holds_packed = packed_folder(files).is_relative_to(files.path)
     return {
         "name": files.name,
         "is_pulled": True,
         "is_shipped": is_shipped(files),
-        "bytes": _bytes_of(files.path) - (packed if files.kind == "hf" else 0),
+        "bytes": _bytes_of(files.path) - (packed if holds_packed else 0),
         "packed_bytes": packed,
         "format": files.kind,
         "licence": manifest.get("licence"),

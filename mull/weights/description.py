@@ -23,7 +23,8 @@ def describe(model: str | Path | ModelFiles) -> dict[str, Any]:
     """Facts by name, in the order they are shown; None where a fact is not known.
 
     model: what `resolve` takes, its result, or a name of the catalogue that is not pulled yet.
-    Sizes in bytes, cache for bf16. Raises WeightsError where there is no such model.
+    Sizes in bytes, cache for bf16; parameters without MTP modules and, where there are some, with
+    them. Raises WeightsError where there is no such model.
     """
     if not isinstance(model, ModelFiles):
         try:
@@ -69,7 +70,7 @@ def _describe_files(files: ModelFiles) -> dict[str, Any]:
         "name": files.name,
         "path": str(files.path),
         "format": files.kind,
-        "pulled": bool(manifest),
+        "pulled": bool(manifest) and not store.is_shipped(files),
         **stored,
         "packed_bytes": packed_bytes(files),
         **_shape(config),
@@ -109,10 +110,15 @@ def _describe_entry(entry: CatalogEntry) -> dict[str, Any]:
 
 def _shape(config: ModelConfig) -> dict[str, Any]:
     total, active = config.parameter_count()
+    with_mtp = {}
+    if config.has_mtp:
+        names = ("parameters_with_mtp", "active_parameters_with_mtp")
+        with_mtp = dict(zip(names, config.parameter_count(mtp=True), strict=True))
     return {
         "architecture": config.model_type,
         "parameters": total,
         "active_parameters": active,
+        **with_mtp,
         "layers": config.num_hidden_layers,
         "context": config.max_position_embeddings,
         "cache_bytes_per_token": memory.cache_bytes(config, 1),
@@ -188,4 +194,6 @@ def _source_line(source: dict[str, Any]) -> str:
         return f"hub {source.get('repository')}{select}"
     if source.get("kind") == "wheel":
         return f"package {source.get('package')} {source.get('version')}, {source.get('file')}"
+    if source.get("kind") == "shipped":
+        return "comes with mull"
     return f"path {source.get('path')}"
