@@ -26,6 +26,7 @@ from train_run_parts import (
 import mull
 from mull.errors import RecipeError, TrainError, TrainFailedError
 from mull.tasks import Verdict
+from mull.tasks.task import split_of
 from mull.train.recipe_file import load_recipe
 from mull.train.rewards import Judge
 from mull.train.run import run_recipe
@@ -249,6 +250,17 @@ def refused(folder: Path, text: str, *more: str) -> str:
         ("max_tokens = 16", "max_tokens = 16, temperature = 0", "zero: sampling.temperature is 0"),
         ("max_tokens = 16", "max_tokens = 16, top_p = 0.9", "zero: sampling.top_p is 0.9"),
         ("[[stages]]", "[[stages", "not valid TOML"),
+        ('teacher = "r1"', 'teacher = "scores"', "'scores', which is no stage before it"),
+        ('teacher = "r1"', 'teacher = "r2"', "student: teacher 'r2' is no stage, and no model"),
+        ('teacher = "r1"', 'teacher = "http://[::1/v1"', "is no address"),
+        ('teacher = "r1"', 'teacher = "http://a/v1"\nform = "on_policy"', "an API does not give"),
+        ('teacher = "r1"', 'teacher = "r1"\nform = "on_policy"\nspread = 1', "spread does nothing"),
+        ('stage = "kept"', 'stage = "zero"', "keeps no answers; those before it that do: kept"),
+        ("epochs = 2", 'epochs = 2\nlearns = "mtp"\nmtp_weight = 0', "give it a weight"),
+        ("student = { ", 'learns = "mtp"\nstudent = { mtp = false, ', "no multi-token prediction"),
+        ('name = "muon",', 'name = "muon", schedule = "cosine",', "does not fall without decay"),
+        ('kind = "eval"', 'kind = "eval"\nprecision = "bf16"', "key stages.scores.precision"),
+        ('kind = "reject"', 'kind = "reject"\nvalidate_every = 2', "stages.kept.validate_every"),
     ],
 )
 def test_a_malformed_recipe_is_refused_in_one_line(
@@ -256,6 +268,22 @@ def test_a_malformed_recipe_is_refused_in_one_line(
 ) -> None:
     assert old in RECIPE
     assert said in refused(tmp_path, RECIPE.replace(old, new))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("lacking", "said"),
+    [("validation", "stage base: "), ("test", "stage scores: "), ("train", "stage base: ")],
+)
+def test_a_split_without_questions_is_refused_before_any_work(
+    tmp_path: Path, lacking: str, said: str
+) -> None:
+    lines = [f'{{"question": "{n}?", "answer": "{n}"}}' for n in range(99)]
+    kept = [line for n, line in enumerate(lines) if split_of(f"{n}?") != lacking]
+    (tmp_path / "few.jsonl").write_text("\n".join(kept))
+    line = refused(tmp_path, RECIPE.replace('"parity.py"', '"few.jsonl"'))
+    assert said in line
+    assert f"falls into the {lacking} split" in line
     assert not (tmp_path / "out").exists()
 
 

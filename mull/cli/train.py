@@ -57,10 +57,8 @@ def train(
     folder = _folder(out, loaded)
     if dry_run:
         return _dry_run(loaded)
-    from mull.train.plan import check
     from mull.train.run import run_recipe
 
-    check(loaded)
     ending = run_recipe(loaded, folder, resume=resume, allow_changes=allow_changes, budget=budget)
     again = _again(recipe, base, changes, folder)
     if ending.status == "interrupted":

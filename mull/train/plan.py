@@ -27,6 +27,7 @@ from mull.train.recipe import (
     Reject,
     Rl,
     StageBase,
+    TrainedStage,
 )
 from mull.train.sizes import fresh_config
 from mull.train.stages.evaluate import evaluated
@@ -96,8 +97,6 @@ def check(recipe: Recipe) -> None:
     for stage in recipe.stages:
         if stage.budget is not None:
             Budget.parse(stage.budget).check(recipe.machine)
-        if isinstance(stage, Distill) and stage.form == "on_policy" and stage.steps is None:
-            raise RecipeError(f"stage {stage.name}: on-policy distillation needs steps, not epochs")
         _check_lengths(recipe, stage)
     if recipe.budget is not None:
         Budget.parse(recipe.budget).check(recipe.machine)
@@ -201,8 +200,9 @@ def _cost(recipe: Recipe, stage: StageBase, peak: Peak) -> StageCost:
     if isinstance(stage, Distill) and "://" in stage.teacher:
         sampled = 0  # elsewhere, and on another bill
     sample = _sampling_flops(config, sampled, length)
-    rate = peak.gflop_per_s(stage.precision) * 1e9
-    seconds = learn / (rate * _UPDATE_SHARE)
+    seconds = 0.0
+    if isinstance(stage, TrainedStage):
+        seconds = learn / (peak.gflop_per_s(stage.precision) * 1e9 * _UPDATE_SHARE)
     narrow = getattr(stage, "rollout_precision", "fp32") != "fp32"
     rate = peak.gflop_per_s("bf16" if narrow else "fp32") * 1e9
     seconds += sample / (rate * _ROLLOUT_SHARE)
@@ -319,6 +319,8 @@ def _teacher_config(recipe: Recipe, teacher: str) -> ModelConfig:
 
 def _activation_bytes(stage: StageBase, config: ModelConfig) -> int:
     """Kept between forward and backward of the stage's largest pass."""
+    if not isinstance(stage, TrainedStage):
+        return 0
     layers = config.num_hidden_layers + _mtp_passes(stage, config)
     per_token = layers * _KEPT_PER_WIDTH
     if stage.checkpointing:

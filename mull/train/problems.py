@@ -30,11 +30,14 @@ class Tasks:
     def verifier(self, task: str, problem: Problem) -> TaskSpec:
         return self._verifiers[task][problem.family]
 
+    def parts(self, task: str) -> list[Task]:
+        """Those that a mixture is made of, or the task itself."""
+        whole = self.by_name[task]
+        return [part for part, _ in whole.parts] if isinstance(whole, Mixture) else [whole]
+
     def levels(self, task: str) -> dict[str, tuple[int, int] | None]:
         """Lowest and highest level of each family; None where it has none."""
-        whole = self.by_name[task]
-        parts = [part for part, _ in whole.parts] if isinstance(whole, Mixture) else [whole]
-        return {part.name: getattr(part, "levels", None) for part in parts}
+        return {part.name: getattr(part, "levels", None) for part in self.parts(task)}
 
     def verdicts(
         self, pool: VerifierPool, task: str, answers: Sequence[tuple[Problem, str]]

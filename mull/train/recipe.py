@@ -136,6 +136,17 @@ class Optimiser(Table):
     decay: Share = 0.0
     final: Share = 0.0
 
+    @model_validator(mode="after")
+    def _falls(self) -> Optimiser:
+        if not self.decay and (self.schedule == "cosine" or self.final):
+            raise ValueError(
+                "the rate does not fall without decay, the part of the steps over which it does "
+                "(1.0: all of them); give it, or leave out schedule and final"
+            )
+        if self.decay and self.schedule == "constant":
+            raise ValueError('decay does nothing beside schedule = "constant": leave out one')
+        return self
+
 
 class Balance(Table):
     """rate: how far a step moves an expert's selection bias (V3 report, section 2.1.2: 0.001, and
@@ -161,21 +172,25 @@ class Rewards(Table):
 
 class StageBase(Table):
     """start: the stage whose result this one begins with; None: the one before; "model": the
-    recipe's own model. budget: "20m" or "$2", ends the stage cleanly. precision: of the products;
-    auto: bf16 where this machine multiplies bfloat16 itself, else fp32."""
+    recipe's own model. budget: "20m" or "$2", ends the stage cleanly."""
 
     kind: str
     name: Name
     start: str | None = None
+    budget: Budget | None = None
+
+
+class TrainedStage(StageBase):
+    """A stage that changes its model. precision: of the products; auto: bf16 where this machine
+    multiplies bfloat16 itself, else fp32."""
+
     optimiser: Optimiser = Optimiser()
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     checkpointing: bool = False
-    budget: Budget | None = None
     checkpoint_every: Positive = 100
-    validate_every: Annotated[int, Field(ge=0)] = 0
 
 
-class LearnStage(StageBase):
+class LearnStage(TrainedStage):
     """Learning from given text: pretrain learns every token, sft only what the assistant says.
 
     spread: the share of sequences that are read at positions with random gaps, so that more than
@@ -189,6 +204,7 @@ class LearnStage(StageBase):
     data: Annotated[tuple[DataSpec, ...], Field(min_length=1)]
     steps: Positive | None = None
     epochs: Positive | None = None
+    validate_every: Annotated[int, Field(ge=0)] = 0
     batch_tokens: Positive = 8192
     max_length: Positive = 512
     mtp_weight: Annotated[float, Field(ge=0)] = 0.3
@@ -201,6 +217,8 @@ class LearnStage(StageBase):
     def _duration(self) -> LearnStage:
         if (self.steps is None) == (self.epochs is None):
             raise ValueError("give either steps or epochs")
+        if self.learns == "mtp" and not self.mtp_weight:
+            raise ValueError('learns = "mtp" with mtp_weight = 0 learns nothing: give it a weight')
         if self.learns == "mtp" and self.validate_every:
             raise ValueError(
                 'validate_every looks at the model, which learns = "mtp" leaves as it is: '
@@ -227,7 +245,7 @@ class Sampling(Table):
     think_budget: Positive | None = None
 
 
-class Rl(StageBase):
+class Rl(TrainedStage):
     """Reinforcement learning on checkable rewards.
 
     Every step asks `questions` questions with `group` answers each. staleness: rollouts may be made
@@ -306,6 +324,26 @@ class Distill(LearnStage):
     sampling: Sampling = Sampling()
     student: ModelSpec | None = None
 
+    @property
+    def has_remote_teacher(self) -> bool:
+        return self.teacher.startswith(("http://", "https://"))
+
+    @model_validator(mode="after")
+    def _forms(self) -> Distill:
+        if self.form == "sft":
+            return self
+        if self.steps is None:
+            raise ValueError("on-policy distillation needs steps, not epochs")
+        if self.has_remote_teacher:
+            raise ValueError(
+                "an API does not give the probabilities that on-policy distillation needs; "
+                'use form = "sft"'
+            )
+        for key in ("data", "spread", "validate_every"):
+            if getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(f"{key} does nothing in on-policy distillation: leave it out")
+        return self
+
 
 class Evaluate(StageBase):
     """pass@1 over k samples of held-out problems, for every stage named (default: all before this
@@ -350,6 +388,7 @@ class Recipe(Table):
     @model_validator(mode="after")
     def _references(self) -> Recipe:
         seen = ["model"]
+        keeping: list[str] = []
         for stage in self.stages:
             where = f"stage {stage.name}"
             if stage.name in seen:
@@ -364,8 +403,18 @@ class Recipe(Table):
             for source in data:
                 if source.stage is not None:
                     _known(source.stage, seen[1:], f"{where}: data.stage")
+                    if source.stage not in keeping:
+                        raise ValueError(
+                            f"{where}: data.stage names {source.stage!r}, which keeps no answers; "
+                            f"those before it that do: {', '.join(keeping) or '-'}"
+                        )
             for name in getattr(stage, "stages", ()):
                 _known(name, seen, f"{where}: stages")
+            teacher = getattr(stage, "teacher", None)
+            if teacher not in seen and teacher in [each.name for each in self.stages]:
+                raise ValueError(f"{where}: teacher names {teacher!r}, which is no stage before it")
+            if isinstance(stage, Reject) or (isinstance(stage, Distill) and stage.form == "sft"):
+                keeping.append(stage.name)
             seen.append(stage.name)
         return self
 

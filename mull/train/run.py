@@ -26,10 +26,12 @@ from mull.errors import MullError, TrainError, TrainFailedError, WeightsError
 from mull.tasks import VerifierPool
 from mull.train import models as run_models
 from mull.train.bill import Bill, Budget
+from mull.train.check import check_here
 from mull.train.live import LivePage, StagePlan
 from mull.train.metrics import Metrics
 from mull.train.models import Models
 from mull.train.peak import Peak
+from mull.train.plan import check
 from mull.train.problems import Tasks
 from mull.train.recipe import Distill, Evaluate, Pretrain, Recipe, Reject, Rl, Sft, Stage
 from mull.train.run_folder import RunFolder
@@ -69,8 +71,10 @@ def run_recipe(
     budget ends it with its state saved. Raises RecipeError, TaskError or TrainError; the last whole
     checkpoint is then untouched.
     """
+    check(recipe)
     limit = _budget(budget or recipe.budget, recipe)
     tasks = Tasks(recipe)
+    check_here(recipe, tasks)
     if resume:
         folder = RunFolder.resume(out, recipe, allow_changes=allow_changes, keep_last=keep_last)
     else:

@@ -24,7 +24,7 @@ from mull.train.metrics import Metrics, Sample
 from mull.train.models import Models
 from mull.train.peak import Peak
 from mull.train.problems import Tasks
-from mull.train.recipe import Recipe, StageBase
+from mull.train.recipe import Recipe, StageBase, TrainedStage
 from mull.train.report import write_report
 from mull.train.run_folder import RunFolder
 from mull.train.seeds import seed_of
@@ -121,7 +121,8 @@ class Keeper:
         """Step number `step` (from 1) is whole: saves when it is due, raises StopAsked if need be.
         scores: of a validation, the more the better; the best checkpoints are kept."""
         self.step = step
-        if scores or step % self.stage.checkpoint_every == 0:
+        every = self.stage.checkpoint_every if isinstance(self.stage, TrainedStage) else 1
+        if scores or step % every == 0:
             self.save(scores)
         self.session.report(at_once=False)
         self.session.check()

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import time
 from typing import Any
-from urllib.parse import urlsplit
 
 from torch import Tensor
 
 from mull import weights
-from mull.errors import RecipeError
 from mull.model import CausalLM
 from mull.train.algorithms import TeacherDivergence
 from mull.train.batch import Example
@@ -43,12 +41,8 @@ def distill(session: Session, stage: Distill, checkpoint: Checkpoint | None) -> 
     return learn(session, stage.model_copy(update={"data": (own, *stage.data)}), checkpoint)
 
 
-def is_url(teacher: str) -> bool:
-    return urlsplit(teacher).scheme in ("http", "https")
-
-
 def _teacher(session: Session, stage: Distill) -> Teacher:
-    if is_url(stage.teacher):
+    if stage.has_remote_teacher:
         # The student's own prompt is only what an answer is judged and written in.
         writer = session.models.begin(stage).writer
         judge = Judge(session.tasks, stage.task, session.pool, writer)
@@ -70,13 +64,7 @@ def _opened(session: Session, teacher: str) -> tuple[CausalLM, TraceWriter]:
 
 def _on_policy(session: Session, stage: Distill, checkpoint: Checkpoint | None) -> Trainee:
     """The student answers, the teacher says at every token what it would have said."""
-    if stage.steps is None:
-        raise RecipeError(f"stage {stage.name}: on-policy distillation needs steps, not epochs")
-    if is_url(stage.teacher):
-        raise RecipeError(
-            f"stage {stage.name}: an API does not give the probabilities that on-policy "
-            "distillation needs; use form = 'sft'"
-        )
+    assert stage.steps is not None  # the recipe is refused otherwise
     teacher: CausalLM = _opened(session, stage.teacher)[0].requires_grad_(False).eval()
     objective = TeacherDivergence(teacher)
     temperature = stage.sampling.temperature or 1.0

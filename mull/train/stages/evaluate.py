@@ -47,8 +47,11 @@ def evaluate(session: Session, stage: Evaluate, checkpoint: Checkpoint | None) -
     plan = [(name, task) for name in evaluated(session.recipe, stage) for task in stage.tasks]
     keeper = Keeper(session, stage, _nothing, step=done)
     session.page.stage(stage.name, len(plan))
+    session.check()
     for index, (name, task) in enumerate(plan[done:], done):
-        session.check()
+        if keeper.is_spent:
+            session.page.note(f"{stage.name}: its budget is spent, {len(plan) - index} not asked")
+            break
         start = time.perf_counter()
         asked, tokens = _asked(session, stage, name, task)
         _record(session, stage, name, task, asked)
@@ -61,8 +64,6 @@ def evaluate(session: Session, stage: Evaluate, checkpoint: Checkpoint | None) -
             f"{stage.name}: {name} on {task}: pass@1 {100 * mean:.1f} % of {len(asked):,} problems "
             f"in {seconds:.0f} s"
         )
-        keeper.step = index + 1
-        keeper.save()
         keeper.stepped(index + 1)
 
 

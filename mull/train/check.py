@@ -1,0 +1,92 @@
+"""What can only be known here, and had better be before hours of work: whether the models that a
+recipe names are there, and whether its tasks have problems in every split that a stage asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from urllib.parse import urlsplit
+
+from mull import weights
+from mull.errors import RecipeError, TaskError, WeightsError
+from mull.tasks.task import Split, Task
+from mull.train.models import OWN
+from mull.train.problems import Tasks
+from mull.train.recipe import Distill, Evaluate, LearnStage, ModelSpec, Recipe, StageBase
+
+
+def check_here(recipe: Recipe, tasks: Tasks) -> None:
+    """Raises RecipeError, TaskError or WeightsError for what a stage would come to a stop at."""
+    names = {OWN, *(stage.name for stage in recipe.stages)}
+    for spec in (recipe.model, *(getattr(stage, "student", None) for stage in recipe.stages)):
+        if spec is not None and spec.base is not None:
+            weights.resolve(spec.base)
+    for stage in recipe.stages:
+        if isinstance(stage, Distill) and stage.teacher not in names:
+            _check_teacher(stage)
+        if isinstance(stage, LearnStage) and stage.learns == "mtp":
+            _check_mtp(stage, spec_of(recipe, stage))
+        for task, split in _asked(stage):
+            _check_problems(stage, tasks.parts(task), split)
+
+
+def spec_of(recipe: Recipe, stage: StageBase) -> ModelSpec:
+    """Of the model that a stage trains: a student's, or of what its row of stages began with."""
+    if isinstance(stage, Distill) and stage.student is not None:
+        return stage.student
+    names = [each.name for each in recipe.stages]
+    before = names.index(stage.name) - 1
+    start = stage.start or (names[before] if before >= 0 else OWN)
+    return recipe.model if start == OWN else spec_of(recipe, recipe.stages[names.index(start)])
+
+
+def _asked(stage: StageBase) -> Iterator[tuple[str, Split]]:
+    """The tasks whose problems a stage takes, and the splits it takes them from."""
+    if isinstance(stage, Evaluate):
+        yield from ((task, "test") for task in stage.tasks)
+    elif task := getattr(stage, "task", None):
+        yield task, "train"
+    for source in getattr(stage, "data", ()):
+        if source.task is not None:
+            yield source.task, "train"
+            if isinstance(stage, LearnStage) and stage.validate_every:
+                yield source.task, "validation"
+
+
+def _check_problems(stage: StageBase, parts: Sequence[Task], split: Split) -> None:
+    for part in parts:
+        try:
+            found = next(part.problems(split, 0), None)
+        except TaskError as error:
+            raise TaskError(f"stage {stage.name}: {error}") from error
+        if found is None:
+            raise TaskError(f"stage {stage.name}: {part.name} has no problems of the {split} split")
+
+
+def _check_teacher(stage: Distill) -> None:
+    where = f"stage {stage.name}: teacher {stage.teacher!r}"
+    if not stage.has_remote_teacher:
+        try:
+            weights.resolve(stage.teacher)
+        except WeightsError as error:
+            raise RecipeError(f"{where} is no stage, and no model here: {error}") from None
+        return
+    try:
+        url = urlsplit(stage.teacher)
+        is_address = bool(url.hostname) and url.port != 0 and not set(stage.teacher) & set(" \t")
+    except ValueError:
+        is_address = False
+    if not is_address:
+        raise RecipeError(f"{where} is no address; write it as https://host/v1#model")
+
+
+def _check_mtp(stage: LearnStage, spec: ModelSpec) -> None:
+    if spec.base is not None:
+        has_mtp = weights.holds_mtp(weights.resolve(spec.base))
+    else:
+        has_mtp = spec.architecture == "deepseek" and spec.mtp
+    if not has_mtp:
+        raise RecipeError(
+            f'stage {stage.name}: learns is "mtp", but its model has no multi-token prediction; '
+            "leave the stage out, or take a model with such a module"
+        )
