@@ -42,7 +42,7 @@ def sample(
     drafted = drafted or [()] * len(seqs)
     wants_logprobs = [i for i, seq in enumerate(seqs) if seq.sampling.logprobs is not None]
     raw_RV = logits_BV[wants_logprobs] if wants_logprobs else None
-    if raw_RV is not None:
+    if raw_RV is not None and any(seq.sampling.tempered_logprobs for seq in seqs):
         _temper(raw_RV, [seqs[i].sampling for i in wants_logprobs])
     tokens = choose(logits_BV, seqs, drafted)
     logprobs: list[TokenLogprob | None] = [None] * len(seqs)
@@ -57,8 +57,7 @@ def sample(
 def _temper(logits_BV: Tensor, params: Rows[SamplingParams]) -> None:
     """In place, the rows that want it; greedy ones have no distribution but the model's own."""
     scales = [p.temperature if p.tempered_logprobs and not p.is_greedy else 1.0 for p in params]
-    if any(scale != 1.0 for scale in scales):
-        logits_BV /= logits_BV.new_tensor(scales)[:, None]
+    logits_BV /= logits_BV.new_tensor(scales)[:, None]
 
 
 def choose(logits_BV: Tensor, seqs: Rows[Sequence], drafted: Rows[Rows[int]]) -> list[int]:

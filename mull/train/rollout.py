@@ -156,7 +156,7 @@ class Sampler:
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             logprobs=0 if logprobs else None,
-            tempered_logprobs=True,
+            tempered_logprobs=sampling.temperature != 1.0,
             seed=question.seed,
             n=each,
         )
