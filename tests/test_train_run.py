@@ -87,6 +87,18 @@ def test_reinforcement_measures_what_people_ask_for(finished: Path) -> None:
     assert steps[0]["values"]["gap"] < 1e-5  # made with the very weights that learn from it
 
 
+def test_rollout_and_trainer_agree_off_temperature_1_too(tmp_path: Path) -> None:
+    text = "[[stages]]".join(RECIPE.split("[[stages]]")[:3])
+    changes = ["sampling.temperature=0.7", "truncated=penalise", "steps=1", "minibatches=1"]
+    recipe = load_recipe(write_recipe(tmp_path, text), [f"stages.zero.{each}" for each in changes])
+    assert run_recipe(recipe, tmp_path / "out").status == "done"
+    values = records(tmp_path / "out", "step")[-1]["values"]
+    assert values["gap"] < 1e-5
+    assert values["importance"] == pytest.approx(1, abs=1e-5)
+    assert values["kl"] < 1e-9
+    assert values["entropy"] > 0.1
+
+
 def test_a_verifier_that_always_fails_teaches_nothing_and_is_said(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

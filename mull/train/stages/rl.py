@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -212,6 +212,10 @@ class _Reinforcement:
         }
         record = self.session.metrics.step(stage.name, stage.kind, step + 1, values, timing)
         self.session.page.step(record)
+        self._alarm(step, values)
+
+    def _alarm(self, step: int, values: Mapping[str, Any]) -> None:
+        stage = self.stage
         if values.get("gap", 0.0) > stage.gap_alarm:
             self._warn(
                 "gap",
