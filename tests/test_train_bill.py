@@ -53,6 +53,20 @@ def test_a_bill_is_carried_over_a_resume() -> None:
     assert Bill.from_dict(bill.to_dict(), Machine(watts=0.0)).line()["joules"] == 0
 
 
+def test_work_that_was_lost_is_paid_for_all_the_same() -> None:
+    saved, later = Bill(MACHINE), Bill(MACHINE)
+    saved.add("rl", seconds=5.0, repeated_seconds=1.0, tokens_sampled=9)
+    later.add("rl", seconds=7.5, repeated_seconds=1.0, tokens_sampled=12)
+    later.add("eval", seconds=2.0)
+    saved.repeat(later)
+    assert saved.line("rl")["seconds"] == 5.0
+    assert saved.line("rl")["repeated_seconds"] == 3.5
+    assert saved.line("rl")["tokens_sampled"] == 9
+    assert saved.line("eval")["repeated_seconds"] == 2.0
+    saved.repeat(later)  # it is the later one now
+    assert saved.line()["repeated_seconds"] == 5.5
+
+
 def test_a_running_clock_is_in_the_saved_bill() -> None:
     now = 0.0
     bill = Bill(MACHINE, clock=lambda: now)

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from train_run_parts import fingerprint, on_one_thread, tiny
 
+from mull.errors import RecipeError, TrainError
+from mull.train.bill import Budget
+from mull.train.metrics import Metrics
 from mull.train.recipe import Recipe
 from mull.train.rollout import Sampler
 from mull.train.run import run_recipe
-from mull.train.run_folder import comparable
+from mull.train.run_folder import ANSWERS, RunFolder, comparable, read_manifest
 from mull.train.session import Keeper, StopAsked
 from mull.train.stages.collect import LocalTeacher
+from mull.train.stages.learn import learn
 from mull.train.state import Checkpoints
+from mull.train.trainee import Trainee
 
 # One step of pretraining: no answer is right, and without a reference policy nothing is learnt.
 UNTAUGHT = ("stages.base.steps=1", "stages.base.validate_every=0", "stages.zero.kl=0")
@@ -52,13 +59,14 @@ def stop_after(patch: pytest.MonkeyPatch, step: int) -> None:
     patch.setattr(Keeper, "stepped", stepped)
 
 
-def stop_sampling(patch: pytest.MonkeyPatch, chunk: int) -> None:
-    """As if a signal came while that chunk of answers is sampled."""
+def stop_sampling(patch: pytest.MonkeyPatch, chunk: int, *, seconds: float = 0.0) -> None:
+    """As if a signal came when that chunk of answers was sampled for so long."""
     answers, asked = Sampler.answers, [0]
 
     def stopped(self: Sampler, *values: object, **options: object) -> object:
         asked[0] += 1
         if asked[0] == chunk:
+            time.sleep(seconds)
             raise StopAsked("interrupted")
         return answers(self, *values, **options)  # type: ignore[arg-type]
 
@@ -100,3 +108,71 @@ def test_sampling_stopped_in_any_chunk_goes_on(
     kept = [(path / "kept" / "kept.jsonl").read_bytes() for path in (out, whole)]
     assert kept[0] == kept[1]
     assert fingerprint(out) == fingerprint(whole)
+
+
+def test_time_that_nothing_came_of_stays_on_the_bill(
+    taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LocalTeacher, "at_once", 24)
+    base = f"model={{base='{taught}'}}"
+    recipe, out = stages_of(tmp_path, ["kept"], base, "stages.kept.start=model"), tmp_path / "out"
+    for chunk in (2, 1):  # the second time it is the same one, of which nothing was kept
+        with pytest.MonkeyPatch.context() as patch:
+            stop_sampling(patch, chunk, seconds=0.4)
+            run_recipe(recipe, out, resume=chunk == 1)
+    run_recipe(recipe, out, resume=True)
+    line = read_manifest(out)["bill"]["stages"]["kept"]
+    assert line["repeated_seconds"] >= 0.4
+    assert line["seconds"] + line["repeated_seconds"] >= 0.8
+
+
+def test_lost_answers_are_on_the_bill_of_their_stage(tmp_path: Path) -> None:
+    recipe, out = tiny(tmp_path), tmp_path / "out"
+    with RunFolder.start(out, recipe) as folder:
+        metrics = Metrics(folder.metrics, folder.samples)
+        metrics.step("student" + ANSWERS, "distill", 1, {}, {"seconds": 2.0})
+        folder.note_bill({})
+        metrics.step("student" + ANSWERS, "distill", 2, {}, {"seconds": 3.0})
+        assert folder.rewind({}).seconds == {"student": 3.0}  # the first is on the manifest's bill
+
+
+def test_a_student_that_learnt_nothing_is_no_result(taught: Path, tmp_path: Path) -> None:
+    changes = [f"model={{base='{taught}'}}", "stages.student.teacher=model"]
+    changes += ["stages.student.start=model", "stages.student.budget=3s"]
+    recipe, out = stages_of(tmp_path, ["student"], *changes), tmp_path / "out"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Budget, "share", lambda *_: 0.49)
+        patch.setattr("mull.train.stages.distill.learn", _spend_all(patch))
+        with pytest.raises(TrainError, match="student: its budget was spent before the first"):
+            run_recipe(recipe, out)
+    assert (out / "kept" / "student.jsonl").read_text()
+    assert not (out / "stages" / "student").exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Budget, "share", lambda *_: 0.5)
+        with pytest.raises(TrainError, match="student: its budget was spent before any answer"):
+            run_recipe(recipe, tmp_path / "another")
+
+
+def _spend_all(patch: pytest.MonkeyPatch) -> Callable[..., Trainee]:
+    def spent(*values: Any) -> Trainee:
+        patch.setattr(Budget, "share", lambda *_: 1.0)
+        return learn(*values)
+
+    return spent
+
+
+def test_an_error_names_the_stage_it_came_up_in(tmp_path: Path) -> None:
+    (tmp_path / "empty.txt").write_text("")
+    data = '[{text=["empty.txt"]}]'
+    with pytest.raises(RecipeError, match=r"^stage base: .*empty.txt: holds no text"):
+        run_recipe(tiny(tmp_path, f"stages.base.data={data}"), tmp_path / "out")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mull.train.models.load", _no_space)
+        recipe = stages_of(tmp_path, ["base", "zero"], *UNTAUGHT)
+        with pytest.raises(TrainError, match=r"^stage zero: no space"):
+            run_recipe(recipe, tmp_path / "another")
+    assert read_manifest(tmp_path / "another")["error"].startswith("stage zero: no space")
+
+
+def _no_space(*_: object) -> None:
+    raise TrainError("no space")

@@ -21,7 +21,8 @@ _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}
 
 @dataclass
 class Spent:
-    """seconds: of work that stands. repeated_seconds: of work that a kill made the run do again.
+    """seconds: of work that stands. repeated_seconds: of work that a stop or a kill made the run do
+    again, or that nothing came of.
     flops: floating-point operations of training, as counted from shapes."""
 
     seconds: float = 0.0
@@ -74,6 +75,14 @@ class Bill:
         """Book what the clock does not know; seconds only for work done while it stood still."""
         more = Spent(seconds, repeated_seconds, tokens_trained, tokens_sampled, flops)
         self.stages[stage] = self.stages.get(stage, Spent()) + more
+
+    def repeat(self, later: Bill) -> None:
+        """Book as repeated what each stage had spent by a later bill, of work that was lost."""
+        for stage, spent in later.stages.items():
+            mine = self.stages.get(stage, Spent())
+            lost = spent.seconds + spent.repeated_seconds - mine.seconds - mine.repeated_seconds
+            if lost > 0:
+                self.add(stage, repeated_seconds=lost)
 
     def line(self, stage: str | None = None) -> dict[str, float]:
         """The bill of one stage, or of the run: what was spent, joules, kWh and dollars."""

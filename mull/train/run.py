@@ -34,7 +34,7 @@ from mull.train.peak import Peak
 from mull.train.plan import check
 from mull.train.problems import Tasks
 from mull.train.recipe import Distill, Evaluate, Pretrain, Recipe, Reject, Rl, Sft, Stage
-from mull.train.run_folder import RunFolder
+from mull.train.run_folder import Discarded, RunFolder
 from mull.train.session import Session, StopAsked, save_checkpoint
 from mull.train.stages.distill import distill
 from mull.train.stages.evaluate import evaluate
@@ -87,8 +87,9 @@ def run_recipe(
             except (TrainError, WeightsError) as error:
                 raise _failed(session, error) from error
             except MullError as error:
-                _note_failure(session, str(error))
-                raise
+                message = _placed(session, error)
+                _note_failure(session, message)
+                raise type(error)(message) from error
             finally:
                 session.metrics.close()
 
@@ -111,17 +112,17 @@ def _run(session: Session, checkpoint: Checkpoint | None) -> Ending:
 def _stage(session: Session, stage: Stage, checkpoint: Checkpoint | None) -> None:
     """One stage, from its checkpoint on; afterwards its result is on disk, and it is done."""
     session.bill.start(stage.name)
-    session.keeper = None
+    session.keeper, session.stage = None, stage.name
     trainee = _STAGES[type(stage)](session, stage, checkpoint)
     if trainee is not None:
         session.models.save(stage.name, trainee.model, trainee.opened.tokenizer)
     step = session.keeper.step if session.keeper is not None else 0
-    session.keeper = None
+    session.keeper = session.stage = None
     session.bill.tick()
     session.metrics.stage_end(stage.name, stage.kind, step, session.bill.line(stage.name))
     session.done.append(stage.name)
     save_checkpoint(session, stage.name, step, {}, {})
-    session.folder.update_manifest(bill=session.bill.to_dict())
+    session.folder.note_bill(session.bill.to_dict())
     session.report()
 
 
@@ -184,14 +185,19 @@ def _stop(session: Session, reason: str) -> Ending:
 
 def _failed(session: Session, error: MullError) -> TrainFailedError:
     """What went wrong, in which stage, and what there is to go on from."""
-    where = session.keeper.stage.name if session.keeper is not None else "start"
     names = sorted(path.name for path in (session.folder.path / "checkpoints").glob("[0-9]*"))
     kept = f"the last whole checkpoint is {names[-1]}" if names else "no checkpoint was written yet"
-    message = f"stage {where}: {error}"
+    message = _placed(session, error)
     if "last whole" not in message:
         message += f"; {kept}"
     _note_failure(session, message)
     return TrainFailedError(message)
+
+
+def _placed(session: Session, error: MullError) -> str:
+    """What it says, with the stage that it came up in."""
+    stage = "" if session.stage is None else f"stage {session.stage}: "
+    return stage + str(error).removeprefix(stage)
 
 
 def _note_failure(session: Session, message: str) -> None:
@@ -204,9 +210,9 @@ def _note_failure(session: Session, message: str) -> None:
 
 
 def _conclude(session: Session, status: str, **more: Any) -> None:
-    session.folder.update_manifest(
+    session.folder.note_bill(
+        session.bill.to_dict(),
         status=status,
-        bill=session.bill.to_dict(),
         finished=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         done=session.done,
         **more,
@@ -221,9 +227,7 @@ def _session(
     checkpoint = folder.checkpoints.latest()
     facts: Mapping[str, Any] = checkpoint.facts if checkpoint is not None else {}
     discarded = folder.rewind(facts.get("marks", {}))
-    bill = Bill.from_dict(facts["bill"], recipe.machine) if facts else Bill(recipe.machine)
-    for stage, seconds in discarded.seconds.items():
-        bill.add(stage, repeated_seconds=seconds)
+    bill = _carried(folder, facts, discarded)
     _clean(folder.path)
     plans = [StagePlan(stage.name, stage.kind, _steps(stage)) for stage in recipe.stages]
     alarms = [stage.gap_alarm for stage in recipe.stages if isinstance(stage, Rl)]
@@ -243,6 +247,22 @@ def _session(
     )
     _same_threads(session, facts.get("threads"))
     return session, checkpoint
+
+
+def _carried(folder: RunFolder, facts: Mapping[str, Any], discarded: Discarded) -> Bill:
+    """The checkpoint's bill; what was spent after it, by the manifest's and by the records that are
+    newer than that, was for work that is now repeated."""
+    machine = folder.recipe.machine
+    bill = Bill.from_dict(facts["bill"], machine) if facts else Bill(machine)
+    if known := folder.manifest().get("bill"):
+        try:
+            bill.repeat(Bill.from_dict(known))
+        except (KeyError, TypeError, AttributeError, ValueError):
+            _log.warning("%s: the manifest's bill is damaged: passed over", folder.path)
+    for stage, seconds in discarded.seconds.items():
+        bill.add(stage, repeated_seconds=seconds)
+    folder.note_bill(bill.to_dict())
+    return bill
 
 
 def _steps(stage: Stage) -> int | None:

@@ -16,6 +16,7 @@ import datetime
 import json
 import logging
 import os
+import time
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ import tomli_w
 
 from mull.errors import RecipeError, TrainError
 from mull.train.changes import changed_keys
+from mull.train.figures import number
 from mull.train.json_lines import JsonLines, read_json_lines
 from mull.train.provenance import provenance
 from mull.train.recipe import Recipe
@@ -35,6 +37,8 @@ from mull.train.state import LOCK_NAME, Checkpoints, RunLock, reason, sync_folde
 
 RECIPE_NAME, MANIFEST_NAME, REPORT_NAME = "recipe.toml", "manifest.json", "report.html"
 METRICS_NAME, SAMPLES_NAME = "metrics.jsonl", "samples.jsonl"
+# The first half of distill, its answers, counts steps of its own under the stage's name and this.
+ANSWERS = ".answers"
 # Changing these changes no weights: what the run costs, when it ends, what it is about.
 _HARMLESS = ("about", "budget", "machine")
 _log = logging.getLogger(__name__)
@@ -42,7 +46,8 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Discarded:
-    """What a rewind cut off: records by file, and the seconds of work by stage that were lost."""
+    """What a rewind cut off: records by file, and the seconds of work by stage that were lost since
+    the manifest's bill."""
 
     records: dict[str, int] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -141,11 +146,17 @@ class RunFolder:
         """Cut the logs back to a checkpoint's marks ({}: to nothing), before going on from it."""
         gone = self.metrics.rewind(marks.get(METRICS_NAME, 0))
         samples = self.samples.rewind(marks.get(SAMPLES_NAME, 0))
+        names = {stage.name for stage in self.recipe.stages}
+        billed = number(self.manifest().get("billed")) or 0.0
         seconds: dict[str, float] = {}
         for record in gone:
-            if record.get("kind") == "step" and isinstance(record.get("time"), dict):
-                stage = str(record.get("stage"))
-                lost = float(record["time"].get("seconds") or 0.0)
+            timing = record.get("time")
+            if record.get("kind") != "step" or not isinstance(timing, dict):
+                continue
+            if (number(timing.get("at")) or 0.0) > billed:
+                name = str(record.get("stage"))
+                stage = name if name in names else name.removesuffix(ANSWERS)
+                lost = number(timing.get("seconds")) or 0.0
                 seconds[stage] = seconds.get(stage, 0.0) + lost
         return Discarded({METRICS_NAME: len(gone), SAMPLES_NAME: len(samples)}, seconds)
 
@@ -156,6 +167,10 @@ class RunFolder:
         """Set top-level values (data, bill, status, finished, ...); the rest stays."""
         written = read_manifest(self.path) | values
         _write(self.path / MANIFEST_NAME, json.dumps(written, indent=1) + "\n")
+
+    def note_bill(self, bill: Mapping[str, Any], **values: Any) -> None:
+        """`Bill.to_dict()`, as it stands now."""
+        self.update_manifest(bill=bill, billed=time.time(), **values)
 
     def close(self) -> None:
         self.metrics.close()

@@ -45,6 +45,8 @@ class StopAsked(Exception):  # noqa: N818 - not an error: the run ends as it was
 
 @dataclass
 class Session:
+    """stage: the name of the one that runs."""
+
     recipe: Recipe
     folder: RunFolder
     tasks: Tasks
@@ -56,6 +58,7 @@ class Session:
     peak: Peak
     budget: Budget | None = None
     done: list[str] = field(default_factory=list)
+    stage: str | None = None
     signal: int | None = None
     keeper: Keeper | None = None
     _reported: float = field(default_factory=time.monotonic)
@@ -128,11 +131,16 @@ class Keeper:
         self.session.check()
 
     @property
+    def spent(self) -> float:
+        """The share of the stage's own budget that is spent: 0 where it has none."""
+        if self._budget is None:
+            return 0.0
+        return self._budget.share(self.session.bill, self.stage.name)
+
+    @property
     def is_spent(self) -> bool:
         """Whether the stage's own budget is spent, so that it ends here."""
-        return self._budget is not None and self._budget.is_spent(
-            self.session.bill, self.stage.name
-        )
+        return self.spent >= 1.0
 
     def save(self, scores: Mapping[str, float] | None = None) -> None:
         if self._saved == self.step and not scores:

@@ -22,8 +22,11 @@ from mull.train.problems import Questions
 from mull.train.recipe import Distill, Reject, Rewards
 from mull.train.rewards import Judge, Judged, language_share
 from mull.train.rollout import Answer, Sampler
+from mull.train.run_folder import ANSWERS
 from mull.train.session import Keeper, Session
 
+# Of a distill stage's own budget: the rest is for learning from them.
+_ANSWERS_SHARE = 0.5
 _LEAST_LANGUAGE = 0.9
 # A line of the thinking that comes more often is a circle.
 _MOST_REPEATS = 4
@@ -98,10 +101,11 @@ def collect(
 
     keeper = Keeper(session, stage, state, step=done)
     session.page.stage(stage.name, stage.questions)
+    most = 1.0 if isinstance(stage, Reject) else _ANSWERS_SHARE
     at_once = max(1, teacher.at_once // stage.samples)
     problems: list[Problem] = []
     try:
-        while done < stage.questions and not keeper.is_spent:
+        while done < stage.questions and keeper.spent < most:
             session.check()
             problems += questions.take(min(at_once, stage.questions - done) - len(problems))
             found, seconds, tokens = _chunk(session, stage, teacher, problems, done)
@@ -118,6 +122,8 @@ def collect(
             keeper.stepped(done)
     finally:
         file.close()
+    if not counts["answers"]:
+        raise TrainError(f"stage {stage.name}: its budget was spent before any answer; raise it")
     if not counts["kept"]:
         raise TrainError(
             f"stage {stage.name}: none of {counts['answers']} answers was correct and readable; "
@@ -203,7 +209,6 @@ def _record(
         },
     }
     timing = {"seconds": seconds, "rollout_tokens_per_s": tokens / seconds}
-    # The second half of distill counts its own steps.
-    name = stage.name if isinstance(stage, Reject) else f"{stage.name}.answers"
+    name = stage.name if isinstance(stage, Reject) else stage.name + ANSWERS
     record = session.metrics.step(name, stage.kind, done, values, timing)
     session.page.step(record)

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from mull import weights
+from mull.errors import TrainError
 from mull.model import CausalLM
 from mull.train.algorithms import TeacherDivergence
 from mull.train.batch import Example
@@ -29,6 +30,17 @@ from mull.train.trainee import Trainee
 
 
 def distill(session: Session, stage: Distill, checkpoint: Checkpoint | None) -> Trainee:
+    """Raises TrainError where the stage's budget ended before anything was learnt."""
+    trainee = _distilled(session, stage, checkpoint)
+    if not trainee.learner.steps_done:
+        raise TrainError(
+            f"stage {stage.name}: its budget was spent before the first step of learning; raise "
+            "it, or ask fewer questions"
+        )
+    return trainee
+
+
+def _distilled(session: Session, stage: Distill, checkpoint: Checkpoint | None) -> Trainee:
     if stage.form == "on_policy":
         return _on_policy(session, stage, checkpoint)
     facts = None if checkpoint is None else checkpoint.facts["stage"]
