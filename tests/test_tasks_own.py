@@ -110,6 +110,21 @@ def test_a_jsonl_file_gives_each_of_its_problems_once(file):
     assert problem.steps.endswith(problem.answer)
 
 
+def test_a_line_ends_at_a_newline_alone(file):
+    strange = [f"a{mark}b" for mark in "\u2028\u2029\x85\x0b\x0c\x1c\r"]
+    rows = [json.dumps({"question": q, "answer": q}, ensure_ascii=False) for q in strange]
+    task = load_task(file("strange.jsonl", "\r\n".join([*rows, ""]).encode()))
+    found = [p for split in ("train", "validation", "test") for p in _problems(task, split)]
+    assert sorted(problem.question for problem in found) == sorted(strange)
+
+
+def _problems(task, split):
+    try:
+        return list(task.problems(split, 0))
+    except TaskError:  # so few questions leave splits empty
+        return []
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [

@@ -151,7 +151,8 @@ def _place(path: Path, error: Exception) -> str:
 
 def _read_lines(path: Path) -> list[Problem]:
     try:
-        lines = path.read_text("utf-8").splitlines()
+        # Bytes, for a line of JSON ends at a newline alone: what else may look like one is text.
+        lines = path.read_bytes().decode().split("\n")
     except OSError as error:
         raise TaskError(f"{path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
