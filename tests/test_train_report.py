@@ -120,6 +120,22 @@ def test_a_report_tells_the_whole_run(tmp_path: Path) -> None:
     assert page.count("svg") == 8
 
 
+def test_two_eval_stages_have_a_table_each(tmp_path: Path) -> None:
+    values: dict[str, Any] = {"problems": 9, "k": 2, "stderr": 0.0}
+    with run_at(tmp_path / "run") as run:
+        metrics = Metrics(run.metrics, run.samples)
+        for stage, score in (("base", 0.25), ("zero", 0.875)):
+            metrics.evaluation(stage, "t", "sums", by="exam", pass_at_1=score, **values)
+        metrics.evaluation("base", "t", "sums", by="direct", pass_at_1=0.375, thinking="off",
+                           sampling={"temperature": 1.0, "max_tokens": 48}, **values)  # fmt: skip
+    page = Page(write_report(tmp_path / "run"))
+    assert sum(attributes.get("class") == "stages" for _tag, attributes in page.tags) == 2
+    for words in ("25.0 ±0.0", "37.5 ±0.0", "87.5 %", "from 25.0 % (base)", "exam: 9 problems",
+                  "direct: 9 problems per family, 2 sampled answers to each, without thinking, of "
+                  "at most 48 tokens at temperature 1"):  # fmt: skip
+        assert words in page.words, words
+
+
 def test_a_report_asks_for_nothing_and_runs_nothing(tmp_path: Path) -> None:
     with run_at(tmp_path / "run") as run:
         fill(run)
@@ -184,6 +200,7 @@ def test_records_that_make_no_sense_are_left_out(tmp_path: Path) -> None:
         {"kind": "step"}, {"kind": "step", "stage": 3, "step": "x", "values": 5},
         {"kind": "step", "stage": "zero", "step": 1, "values": {"loss": None, "reward": [1]}},
         {"kind": "eval"}, {"kind": "eval", "pass_at_1": "much"}, {"kind": "eval", "pass_at_1": 0.5},
+        {"kind": "eval", "pass_at_1": 0.5, "by": [1], "sampling": {"max_tokens": "x"}},
         {"kind": "stage_end", "time": 7}, {"kind": 5}, [], "text",
     ]  # fmt: skip
     run_at(tmp_path / "run").close()

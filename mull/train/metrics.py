@@ -12,11 +12,11 @@ numbers that JSON cannot hold are null.
         or all wrong. gap: mean |log-probability of the rollout - of the trainer|.
         time: seconds (of the step), rollout_tokens_per_s, update_tokens_per_s, utilisation (of
         the measured peak, 0 to 1), at (seconds since the epoch)
-    {"kind": "eval", "stage", "task", "family", "problems", "k", "pass_at_1", "stderr", "greedy",
-     "tokens", "truncated", "verifier_failed", "ood", "levels"}
-        stage: the one whose model was asked. greedy: pass@1 at temperature 0, or null. tokens: mean
-        of an answer. truncated, verifier_failed: shares. ood: out of the trained distribution.
-        levels: pass@1 by level of difficulty.
+    {"kind": "eval", "by", "stage", "task", "family", "thinking", "sampling", "problems", "k",
+     "pass_at_1", "stderr", "greedy", "tokens", "truncated", "verifier_failed", "ood", "levels"}
+        by: the eval stage; stage: the one whose model was asked. thinking: on or off. greedy:
+        pass@1 at temperature 0, or null. tokens: mean of an answer. truncated, verifier_failed:
+        shares. ood: out of the trained distribution. levels: pass@1 by level of difficulty.
     {"kind": "stage_end", "stage", "stage_kind", "step", "tokens_trained", "tokens_sampled",
      "flops", "time": {seconds, repeated_seconds, joules, kwh, dollars}}
 
@@ -96,6 +96,9 @@ class Metrics:
         k: int,
         pass_at_1: float,
         stderr: float,
+        by: str = "",
+        thinking: str = "on",
+        sampling: Mapping[str, Any] | None = None,
         greedy: float | None = None,
         tokens: float = 0.0,
         truncated: float = 0.0,
@@ -103,12 +106,16 @@ class Metrics:
         ood: bool = False,
         levels: Mapping[str, float] | None = None,
     ) -> dict[str, Any]:
-        """How the model of `stage` did on one family of a task; levels: pass@1 of each."""
+        """How the model of `stage` did on one family of a task when the eval stage `by` asked it;
+        levels: pass@1 of each."""
         record = {
             "kind": "eval",
+            "by": by,
             "stage": stage,
             "task": task,
             "family": family,
+            "thinking": thinking,
+            "sampling": dict(sampling or {}),
             "problems": problems,
             "k": k,
             "pass_at_1": pass_at_1,

@@ -19,7 +19,7 @@ from mull.train.figures import NONE, count, dollars, duration, energy, number, p
 from mull.train.report_answers import answers_section
 from mull.train.report_curves import curves_section
 from mull.train.report_data import RunData, StageData, read_run
-from mull.train.report_table import mean_of_stage, scored_stages, table_section
+from mull.train.report_table import main_eval, mean_of_stage, scored_stages, table_section
 from mull.train.run_folder import REPORT_NAME
 from mull.train.state import reason
 
@@ -89,8 +89,8 @@ def _head(run: RunData) -> str:
 
 
 def _glance(run: RunData) -> Iterable[tuple[str, str, str]]:
-    scored = scored_stages(run)
-    means = [(name, mean_of_stage(run, name, ood=False)) for name in scored]
+    asked = main_eval(run)
+    means = [(name, mean_of_stage(asked, name, ood=False)) for name in scored_stages(asked)]
     known = [(name, mean) for name, mean in means if mean is not None]
     if known:
         name, mean = known[-1]

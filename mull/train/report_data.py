@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,13 @@ class RunData:
     evals: list[dict[str, Any]]
     answers: dict[str, dict[str, dict[str, Any]]]
 
+    def by_eval(self) -> list[RunData]:
+        """The same run with the figures of one eval stage at a time; none where none were taken."""
+        parts: dict[str, list[dict[str, Any]]] = {}
+        for record in self.evals:
+            parts.setdefault(str(record.get("by", "")), []).append(record)
+        return [replace(self, evals=records) for records in parts.values()]
+
     def order(self, names: Iterable[str]) -> list[str]:
         """Stage names in the recipe's order; unknown ones (the base model) first."""
         place = {name: at for at, name in enumerate(self.stages)}
@@ -100,8 +107,8 @@ def _take(
     name, kind = str(record.get("stage", "")), record.get("kind")
     if kind == "eval":
         if number(record.get("pass_at_1")) is not None:
-            key = tuple(str(record.get(part)) for part in ("stage", "task", "family", "ood"))
-            evals[key] = dict(record)  # asked twice: the later figure holds
+            key = tuple(str(record.get(part)) for part in ("by", "stage", "task", "family", "ood"))
+            evals[key] = dict(record)  # asked twice by one: the later figure holds
         return
     if kind not in ("step", "stage_end"):
         return

@@ -6,11 +6,16 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from mull.train.figures import NONE, count, number, percent
+from mull.train.figures import NONE, count, number, percent, plain
 from mull.train.report_data import RunData
 
 _GROUPS = ((False, "Held out: the difficulty trained on"), (True, "Out of distribution: harder"))
 _Row = tuple[str, str]  # task and family
+
+
+def main_eval(run: RunData) -> RunData:
+    """Only the figures of the eval stage that asked most stages; of the last one of those."""
+    return max(reversed(run.by_eval()), key=lambda part: len(scored_stages(part)), default=run)
 
 
 def scored_stages(run: RunData) -> list[str]:
@@ -26,9 +31,19 @@ def mean_of_stage(run: RunData, stage: str, *, ood: bool) -> float | None:
 
 
 def table_section(run: RunData) -> str:
-    stages = scored_stages(run)
-    if not stages:
+    tables = "".join(_table(part) for part in run.by_eval())
+    if not tables:
         return ""
+    return (
+        "<section><h2>What each stage can do</h2>\n"
+        "<p>pass@1 in percent with its standard error, on problems never trained on; the best of a "
+        f"row is set in colour.</p>{tables}</section>\n"
+    )
+
+
+def _table(run: RunData) -> str:
+    """run: with the figures of one eval stage."""
+    stages = scored_stages(run)
     kinds = {name: stage.kind for name, stage in run.stages.items()}
     head = "".join(
         f'<th scope="col">{escape(name)}<small>{escape(kinds.get(name, ""))}</small></th>'
@@ -36,12 +51,10 @@ def table_section(run: RunData) -> str:
     )
     body = "".join(_group(run, stages, ood, title) for ood, title in _GROUPS)
     return (
-        "<section><h2>What each stage can do</h2>\n"
-        "<p>pass@1 in percent with its standard error, on problems never trained on; the best of a "
-        'row is set in colour.</p><div class="scroll"><table class="stages">'
+        '<div class="scroll"><table class="stages">'
         f"<caption>{escape(_asked(run))}</caption>"
         f'<thead><tr><th scope="col">family</th>{head}</tr></thead>{body}</table></div>'
-        f"{_details(run, stages)}</section>\n"
+        f"{_details(run, stages)}\n"
     )
 
 
@@ -99,7 +112,17 @@ def _share(score: float) -> str:
 def _asked(run: RunData) -> str:
     problems = {int(number(record.get("problems")) or 0) for record in run.evals}
     samples = {int(number(record.get("k")) or 0) for record in run.evals}
-    return f"{_range(problems)} problems per family, {_range(samples)} sampled answers to each"
+    asked = f"{_range(problems)} problems per family, {_range(samples)} sampled answers to each"
+    first = run.evals[0]
+    if by := first.get("by"):
+        asked = f"{by}: {asked}"
+    if first.get("thinking") == "off":
+        asked += ", without thinking"
+    sampling = first.get("sampling")
+    if isinstance(sampling, dict) and (room := number(sampling.get("max_tokens"))):
+        warmth = plain(number(sampling.get("temperature")) or 0.0)
+        asked += f", of at most {room:,.0f} tokens at temperature {warmth}"
+    return asked
 
 
 def _range(values: set[int]) -> str:
