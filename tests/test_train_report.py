@@ -20,7 +20,7 @@ from mull.train.charts import line_chart, thinned, ticks
 from mull.train.metrics import Metrics, Sample
 from mull.train.recipe import Recipe
 from mull.train.report import write_report
-from mull.train.run_folder import RunFolder
+from mull.train.run_folder import ANSWERS, RunFolder
 
 FULL = """
 import resource, sys
@@ -118,6 +118,19 @@ def test_a_report_tells_the_whole_run(tmp_path: Path) -> None:
                   "32 s", "960 J", "1.0 T", "How it learnt", "1,000 problems"):  # fmt: skip
         assert words in page.words, words
     assert page.count("svg") == 8
+
+
+def test_the_answers_of_a_teacher_are_on_the_bill_once(tmp_path: Path) -> None:
+    values = {"name": "taught", "kind": "distill", "teacher": "zero", "task": "t", "steps": 5}
+    with run_at(tmp_path / "run", stages=[*STAGES[:2], values]) as run:
+        metrics, bill = Metrics(run.metrics, run.samples), Bill()
+        metrics.step("taught" + ANSWERS, "distill", 64, {"length": 9.0}, {"seconds": 30.0})
+        metrics.step("taught", "distill", 1, {"loss": 1.0}, {"seconds": 2.0})
+        bill.add("taught", seconds=33.0)
+        run.update_manifest(bill=bill.to_dict())
+    page = Page(write_report(tmp_path / "run"))
+    assert "A training run of 3 stages" in page.words
+    assert "time 33 s" in page.words
 
 
 def test_two_eval_stages_have_a_table_each(tmp_path: Path) -> None:

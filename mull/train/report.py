@@ -74,6 +74,7 @@ def report_page(run: RunData) -> str:
 
 def _head(run: RunData) -> str:
     status = str(run.manifest.get("status", "running"))
+    stages = sum(not stage.is_half for stage in run.stages.values())
     about = f"<p>{escape(run.about)}</p>" if run.about else ""
     tiles = "".join(
         f"<div><dt>{escape(name)}</dt><dd>{escape(value)}"
@@ -83,7 +84,7 @@ def _head(run: RunData) -> str:
     )
     return (
         f'<header><h1>{escape(run.name)}</h1>\n<p class="soft">A training run of '
-        f"{_number_of(len(run.stages), 'stage')}, {escape(_STATUS.get(status, status))}.</p>{about}"
+        f"{_number_of(stages, 'stage')}, {escape(_STATUS.get(status, status))}.</p>{about}"
         f'<dl class="glance">{tiles}</dl></header>\n'
     )
 

@@ -13,6 +13,7 @@ from mull.errors import RecipeError
 from mull.train.figures import number
 from mull.train.json_lines import read_json_lines
 from mull.train.run_folder import (
+    ANSWERS,
     METRICS_NAME,
     RECIPE_NAME,
     SAMPLES_NAME,
@@ -33,7 +34,8 @@ class Curve:
 
 @dataclass
 class StageData:
-    """One stage: its curves by name, and what it spent as far as known."""
+    """One stage: its curves by name, and what it spent as far as known. is_half: the answers of a
+    distill stage, whose bill is that stage's."""
 
     name: str
     kind: str = ""
@@ -41,6 +43,7 @@ class StageData:
     curves: dict[str, Curve] = field(default_factory=dict)
     seconds: float = 0.0  # of its steps
     bill: dict[str, float] = field(default_factory=dict)
+    is_half: bool = False
 
     def curve(self, name: str) -> Curve | None:
         return self.curves.get(name)
@@ -112,7 +115,9 @@ def _take(
         return
     if kind not in ("step", "stage_end"):
         return
-    stage = stages.setdefault(name, StageData(name))
+    if name not in stages:
+        stages[name] = StageData(name, is_half=name.removesuffix(ANSWERS) in stages)
+    stage = stages[name]
     stage.kind = stage.kind or str(record.get("stage_kind", ""))
     step = number(record.get("step"))
     if kind == "step" and step is not None:
@@ -141,7 +146,7 @@ def _take_bill(bill: Any, stages: dict[str, StageData]) -> None:
             if (value := number(_table(line).get(key))) is not None:
                 stage.bill[key] = max(value, stage.bill.get(key, 0.0))
     for stage in stages.values():
-        if not stage.bill and stage.seconds:
+        if not stage.bill and stage.seconds and not stage.is_half:
             stage.bill = {"seconds": stage.seconds}
 
 
