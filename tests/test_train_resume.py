@@ -110,6 +110,23 @@ def test_sampling_stopped_in_any_chunk_goes_on(
     assert fingerprint(out) == fingerprint(whole)
 
 
+def test_a_teacher_stopped_when_all_is_answered_goes_on(taught: Path, tmp_path: Path) -> None:
+    changes = [f"model={{base='{taught}'}}", "stages.student.teacher=model"]
+    recipe = stages_of(tmp_path, ["student"], *changes)
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mull.train.stages.distill.learn", _stop)
+        for resume in (False, True):  # the second time the answers are complete from the first on
+            assert run_recipe(recipe, out, resume=resume).status == "interrupted"
+    assert run_recipe(recipe, out, resume=True).status == "done"
+    run_recipe(recipe, whole)
+    assert fingerprint(out) == fingerprint(whole)
+
+
+def _stop(*_: object) -> None:
+    raise StopAsked("interrupted")
+
+
 def test_time_that_nothing_came_of_stays_on_the_bill(
     taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -151,6 +168,18 @@ def test_a_student_that_learnt_nothing_is_no_result(taught: Path, tmp_path: Path
         patch.setattr(Budget, "share", lambda *_: 0.5)
         with pytest.raises(TrainError, match="student: its budget was spent before any answer"):
             run_recipe(recipe, tmp_path / "another")
+
+
+def test_an_evaluation_ends_with_its_budget(taught: Path, tmp_path: Path) -> None:
+    changes = [f"model={{base='{taught}'}}", "stages.scores.stages=['model', 'model', 'model']"]
+    recipe = stages_of(tmp_path, ["scores"], *changes, "stages.scores.budget=3s")
+    with pytest.MonkeyPatch.context() as patch:
+        shares = iter([0.0, 0.9, 1.0])
+        patch.setattr(Budget, "share", lambda *_: next(shares))
+        assert run_recipe(recipe, tmp_path / "out").status == "done"
+    found = comparable(tmp_path / "out" / "metrics.jsonl")
+    assert [each["kind"] for each in found] == ["eval", "eval", "stage_end"]
+    assert {(each["by"], each["thinking"]) for each in found[:2]} == {("scores", "on")}
 
 
 def _spend_all(patch: pytest.MonkeyPatch) -> Callable[..., Trainee]:
