@@ -264,6 +264,14 @@ def test_more_rows_than_the_threads_own_buffers_hold_at_once() -> None:
     torch.testing.assert_close(got, expected, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("precision", ["fp32", "q8"])
+def test_queries_may_pass_through_a_rank_wider_than_all_else(precision: str) -> None:
+    model, ids = make_model(q_lora_rank=40_000, num_hidden_layers=1), make_ids(5)
+    expected = plain_logits(model, ids, [5])
+    got = plain_logits(prepare(model, precision=precision, device=CPU), ids, [5])
+    assert (got - expected).norm() < {"fp32": 1e-5, "q8": 4e-2}[precision] * expected.norm()
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
     ("precision", "nearest", "farthest"), [("bf16", 1e-4, 4e-2), ("q8", 1e-3, 4e-2)]

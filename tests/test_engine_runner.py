@@ -13,12 +13,13 @@ import torch
 from engine_parts import LLAMA, drain, generate, make_engine, tiny_model, tiny_tokenizer
 
 from mull.engine.engine import Engine
-from mull.engine.request import Request, SamplingParams
+from mull.engine.request import Event, Request, SamplingParams
 from mull.engine.runner import EngineRunner, RequestStream
 from mull.errors import MullError, QueueFullError, RequestError
 from mull.model.transformer import CausalLM
 from mull.text.template_chatml import ChatMLTemplate
 from mull.text.tokenizer import Tokenizer
+from mull.weights.loader import one_thread
 
 # Deadlocks should fail a test, not hang the run.
 PATIENCE = 60
@@ -321,3 +322,35 @@ def test_a_forgotten_runner_ends_its_thread_and_frees_its_engine(model, tokenize
     gc.collect()
     assert held() is None
     assert not any(thread.name == "mull-engine" for thread in threading.enumerate())
+
+
+def test_a_model_being_loaded_takes_no_threads_from_another_ones_engine(
+    model: CausalLM, tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = set()
+    step = Engine.step
+    is_loading, has_answered = threading.Event(), threading.Event()
+
+    def noting(engine: Engine) -> list[Event]:
+        seen.add(torch.get_num_threads())
+        return step(engine)
+
+    def load() -> None:
+        torch.get_num_threads()
+        with one_thread():
+            is_loading.set()
+            has_answered.wait(PATIENCE)
+
+    monkeypatch.setattr(Engine, "step", noting)
+    torch.set_num_threads(2)
+    loading = threading.Thread(target=load)
+    loading.start()
+    try:
+        assert is_loading.wait(PATIENCE)
+        with EngineRunner(make_engine(model, tokenizer)) as runner:
+            runner.run([seeded(1, 3)])
+    finally:
+        has_answered.set()
+        loading.join()
+        torch.set_num_threads(1)
+    assert seen == {2}

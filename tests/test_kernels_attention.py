@@ -2,7 +2,7 @@
 
 import dataclasses
 import random
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 
 import pytest
 import torch
@@ -12,7 +12,16 @@ from kernel_variants import VARIANTS, examples, using, without_native
 from torch import Tensor
 
 from mull.errors import KernelError
-from mull.kernels import library, paged_attention, paged_latent_attention, reference, write_cache
+from mull.kernels import (
+    int8_cache,
+    library,
+    paged_attention,
+    paged_latent_attention,
+    reference,
+    write_cache,
+    write_keys,
+    write_values,
+)
 
 
 @dataclasses.dataclass
@@ -165,6 +174,38 @@ def test_tables_of_any_numbers_are_refused_or_lie_within_the_cache(
         paged_attention(torch.zeros(4, 1, 8), cache, cache, table_BM.view(2, 2), *others, 1.0)
     with suppress(KernelError):
         write_cache(cache, torch.zeros(len(slots), 1, 8), torch.tensor(slots, dtype=torch.int32))
+
+
+@examples(60)
+@given(
+    rows=st.integers(1, 3),
+    slots=st.integers(1, 3),
+    sequences=st.integers(1, 3),
+    starts=st.integers(2, 4),
+    contexts=st.integers(1, 3),
+    dtype=st.sampled_from([torch.float32, torch.int8]),
+    variant=st.sampled_from(library.supported()[:1] or ["portable"]),
+)
+def test_tables_of_other_lengths_than_their_neighbours_are_refused(
+    rows: int,
+    slots: int,
+    sequences: int,
+    starts: int,
+    contexts: int,
+    dtype: torch.dtype,
+    variant: str,
+) -> None:
+    cache = torch.zeros(3, 16, 1, int8_cache.row_bytes(8) if dtype == torch.int8 else 8).to(dtype)
+    starts_B1 = torch.arange(starts).clamp(max=sequences)
+    starts_B1[-1] = sequences
+    tables = (torch.zeros(sequences, 1), starts_B1, torch.full((contexts,), 5))
+    with using(variant):
+        for write in (write_keys, write_values):
+            with nullcontext() if rows == slots else pytest.raises(KernelError, match="slots"):
+                write(cache, torch.zeros(rows, 1, 8), torch.arange(slots))
+        is_whole = sequences == starts - 1 == contexts
+        with nullcontext() if is_whole else pytest.raises(KernelError, match="do not fit"):
+            paged_attention(torch.zeros(sequences, 1, 8), cache, cache, *tables, 1.0)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

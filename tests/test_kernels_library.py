@@ -95,6 +95,21 @@ def test_without_a_compiler_the_package_configures_and_installs_nothing(
     assert not list(target.rglob("*"))
 
 
+def test_the_memory_of_one_large_call_is_given_back() -> None:
+    code = (
+        "import psutil, torch\n"
+        "from mull.kernels import PackedLinear\n"
+        "resident = lambda: psutil.Process().memory_info().rss\n"
+        "linear = PackedLinear.pack(torch.ones(32, 4096), None, 'fp32')\n"
+        "linear(torch.ones(4, 4096))\n"
+        "before = resident()\n"
+        "linear(torch.ones(8192, 4096))\n"  # 128 MB, and as much for the rows in form
+        "print(resident() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 64 * 10**6
+
+
 def test_a_thread_can_dismiss_its_team():
     """libgomp stops spinning once there are more team threads than cores."""
     code = (

@@ -137,4 +137,5 @@ def _check_int8(config: ModelConfig, block_size: int) -> None:
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     if device.type != "cpu":
         return torch.zeros(shape, dtype=dtype, device=device)
-    return zeros_in_huge_pages(shape, dtype)
+    # Blocks are given out from the first one on: a short conversation stays in every layer's start.
+    return zeros_in_huge_pages(shape, dtype, used_from_starts=True)

@@ -16,6 +16,8 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import suppress
 
+import torch
+
 from mull import kernels
 from mull.engine.counters import Counters
 from mull.engine.engine import Engine
@@ -30,6 +32,7 @@ class _Loop:
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
+        self.threads = torch.get_num_threads()
         self.changed = threading.Condition()
         self.inbox: deque[Callable[[], None]] = deque()
         self.is_closing = False
@@ -39,6 +42,9 @@ class _Loop:
         self.unfinished: dict[int, int] = {}
 
     def run(self) -> None:
+        # A new thread takes over what the process has set last: one, while another model is loaded.
+        torch.get_num_threads()
+        torch.set_num_threads(self.threads)
         try:
             while self._wait():
                 try:

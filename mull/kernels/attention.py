@@ -21,11 +21,11 @@ def write_cache(cache_NS: Tensor, values_T: Tensor, slots_T: Tensor) -> None:
     if lib is None:
         reference.write_cache(cache_NS, values_T, slots_T)
         return
-    if cache_NS.shape[2:] != values_T.shape[1:] or len(slots_T) != len(values_T):
+    if cache_NS.shape[2:] != values_T.shape[1:]:
         raise KernelError(
-            f"rows of shape {list(values_T.shape)} at {len(slots_T)} slots do not fit "
-            f"a cache of {list(cache_NS.shape)}"
+            f"rows of shape {list(values_T.shape)} do not fit a cache of {list(cache_NS.shape)}"
         )
+    _check_slots(values_T, slots_T)
     values_T = _float32(values_T)
     slots_T = _int32(slots_T)
     slots = cache_NS.shape[0] * cache_NS.shape[1]
@@ -74,6 +74,7 @@ def _write_int8(
     heads, width = rows_TGd.shape[1:]
     if role != library.LATENTS:
         int8_cache.check_cache(cache_NSGb, heads, width)
+    _check_slots(rows_TGd, slots_T)
     lib = _native_for(cache_NSGb)
     if lib is None:
         return False
@@ -206,15 +207,26 @@ def paging(
     block_table_BM: Tensor, query_starts_B1: Tensor, context_B: Tensor, *, cache_NS: Tensor
 ) -> library.Paging:
     """The tables as native code reads them: int32, contiguous, alive as long as they are used."""
+    sequences, blocks = block_table_BM.shape
+    if not sequences == len(query_starts_B1) - 1 == len(context_B):
+        raise KernelError(
+            f"{len(context_B)} contexts do not fit a block table of {sequences} sequences and "
+            f"{len(query_starts_B1)} query starts: there must be one start more"
+        )
     return library.Paging(
         block_table=block_table_BM.data_ptr(),
         query_starts=query_starts_B1.data_ptr(),
         context=context_B.data_ptr(),
-        sequences=len(context_B),
-        blocks_per_sequence=block_table_BM.shape[1],
+        sequences=sequences,
+        blocks_per_sequence=blocks,
         num_blocks=cache_NS.shape[0],
         block_size=cache_NS.shape[1],
     )
+
+
+def _check_slots(rows_T: Tensor, slots_T: Tensor) -> None:
+    if len(rows_T) != len(slots_T):
+        raise KernelError(f"{len(rows_T)} rows cannot be written to {len(slots_T)} slots")
 
 
 def _native_for(*caches: Tensor) -> ctypes.CDLL | None:

@@ -23,13 +23,13 @@ import torch
 from torch import Tensor
 
 from mull.errors import WeightsError
+from mull.kernels.pages import zeros_in_huge_pages
 
 ALIGNMENT = 64
 # Up to here a file is read into memory of huge pages (4.5 % faster decoding) and its checksum is
 # compared; beyond, that would take up to seconds: it is mapped, and shared with other processes.
 # Recent kernels map the pages they have just written as huge ones too.
 MAX_READ_BYTES = 200 * 10**6
-_HUGE_PAGE = 1 << 21
 _PIECE = 1 << 22
 _CRC_BYTES = 4
 _DTYPES = {
@@ -116,7 +116,7 @@ def read_packed(
         if size > MAX_READ_BYTES:
             data = _mapped(file)[len(layout.header) :]
         else:
-            data = _arena(layout.data_bytes)
+            data = zeros_in_huge_pages((layout.data_bytes,), torch.uint8)
             _read_checked(file, data)
     return {
         name: _view(data[begin : begin + tensors[name].nbytes], tensors[name])
@@ -144,19 +144,6 @@ def _read_checked(file: BinaryIO, data: Tensor) -> None:
         at += count
     if file.read(_CRC_BYTES) != crc.to_bytes(_CRC_BYTES, "little"):
         raise PackedFileError("is damaged (its checksum is wrong)")
-
-
-def _arena(size: int) -> Tensor:
-    """uint8 [size] of fresh memory that starts on a huge page, where the system has such."""
-    if not size:
-        return torch.empty(0, dtype=torch.uint8)
-    if not hasattr(mmap, "MADV_HUGEPAGE"):
-        return torch.empty(size, dtype=torch.uint8)
-    block = mmap.mmap(-1, size + _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    block.madvise(mmap.MADV_HUGEPAGE)
-    whole = torch.frombuffer(block, dtype=torch.uint8)
-    start = -whole.data_ptr() % _HUGE_PAGE
-    return whole[start : start + size]
 
 
 def _mapped(file: BinaryIO) -> Tensor:

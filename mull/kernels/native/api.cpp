@@ -76,6 +76,13 @@ const Variant* find_variant(const char* name) {
   return nullptr;
 }
 
+// More than this is given back at once: a call that needs it takes longer than fresh pages do.
+#if defined(__SANITIZE_ADDRESS__)
+constexpr size_t kMostKept = 0;  // every call's memory ends where it asked for
+#else
+constexpr size_t kMostKept = 64 << 20;
+#endif
+
 // Memory of one call. The last call's is kept for the next: fresh pages cost as much as a layer.
 class Scratch {
  public:
@@ -87,11 +94,10 @@ class Scratch {
     if (kept_) kept_->size = size_;
   }
   ~Scratch() {
-#if defined(__SANITIZE_ADDRESS__)
-    release(kept_);  // every call's memory ends where it asked for
-#else
-    release(__atomic_exchange_n(&g_kept, kept_, __ATOMIC_ACQ_REL));
-#endif
+    if (kept_ && kept_->size <= kMostKept)
+      release(__atomic_exchange_n(&g_kept, kept_, __ATOMIC_ACQ_REL));
+    else
+      release(kept_);
   }
   Scratch(const Scratch&) = delete;
   Scratch& operator=(const Scratch&) = delete;

@@ -15,6 +15,7 @@ struct LatentBuffers {
   float* absorbed;  // [rows, heads, latent + rope]
   float* attended;  // [rows, heads, latent]
   float* expanded;  // [rows, heads * value]
+  float* normed;    // this thread's normed row, before it is put in form
   char* head_rows;  // this thread's rows of one head, in form
   char* attention;
   MlpBuffers mlp;
@@ -131,10 +132,9 @@ static void expand_values(const LatentStack& stack, const LatentLayer& layer, in
 static void latent_inputs(const LatentStack& stack, const LatentLayer& layer, const Step& step,
                           const float* x, const LatentBuffers& b, const Team& team) {
   const int64_t rows = step.rows, hidden = stack.hidden;
-  float* normed = b.mlp.local.gate;
   const int32_t form = form_of(layer.entry);
   for (int64_t r = team.first(rows); r < team.last(rows); ++r)
-    norm_to_form(x + r * hidden, layer.input_norm, stack.eps, hidden, normed,
+    norm_to_form(x + r * hidden, layer.input_norm, stack.eps, hidden, b.normed,
                  form_row(b.narrow, form, hidden, r), form);
   team.barrier();
   product(layer.entry, b.narrow, rows, b.entry, layer.entry.n, kStore,
@@ -143,7 +143,7 @@ static void latent_inputs(const LatentStack& stack, const LatentLayer& layer, co
   if (layer.q.n) {
     const int32_t q_form = form_of(layer.q);
     for (int64_t r = team.first(rows); r < team.last(rows); ++r)
-      norm_to_form(b.entry + r * layer.entry.n, layer.q_norm, kLatentEps, layer.q.k, normed,
+      norm_to_form(b.entry + r * layer.entry.n, layer.q_norm, kLatentEps, layer.q.k, b.normed,
                    form_row(b.narrow, q_form, layer.q.k, r), q_form);
     team.barrier();
     product(layer.q, b.narrow, rows, b.queries, layer.q.n, kStore, nullptr, team);

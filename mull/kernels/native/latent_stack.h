@@ -2,7 +2,7 @@
 
 // The widest need of any layer: the first ones may have no experts.
 struct Widths {
-  int64_t entry, queries, narrow, gated, experts, pairs;
+  int64_t entry, rank, queries, narrow, gated, experts, pairs;
 };
 
 static Widths widths_of(const LatentStack& stack, int64_t rows) {
@@ -10,6 +10,7 @@ static Widths widths_of(const LatentStack& stack, int64_t rows) {
   for (int64_t i = 0; i < stack.num_layers; ++i) {
     const LatentLayer& layer = stack.layers[i];
     w.entry = high(w.entry, layer.entry.n);
+    w.rank = high(w.rank, layer.q.k);
     w.queries = high(w.queries, layer.q.n);
     w.narrow = high(w.narrow, high(layer.entry.k, high(layer.q.k, layer.out.k)));
     w.gated = high(w.gated, layer.down.k);
@@ -19,13 +20,10 @@ static Widths widths_of(const LatentStack& stack, int64_t rows) {
   return w;
 }
 
-static void lay_out_local(const LatentStack& stack, int64_t rows, const Widths& w, Arena* arena,
+static void lay_out_local(const LatentStack& stack, const Widths& w, Arena* arena,
                           LatentBuffers* b) {
   const int64_t experts = w.experts ? stack.routing.experts : 0;
-  const int64_t gated = high(kGatedFloats, high(rows * kUnit, high(stack.hidden, w.queries)));
   MlpLocal& local = b->mlp.local;
-  local.gate = arena->take<float>(gated);
-  local.up = arena->take<float>(gated);
   local.down = arena->take<float>(high(kDownFloats, w.pairs * kUnit));
   local.router.ranks = arena->take<float>(experts);
   local.router.group_scores = arena->take<float>(experts);
@@ -37,6 +35,7 @@ static void lay_out_local(const LatentStack& stack, int64_t rows, const Widths& 
   local.groups.places = arena->take<int32_t>(w.pairs);
   local.experts = arena->take<int32_t>(experts);
   local.weights = arena->take<float>(experts);
+  b->normed = arena->take<float>(high(stack.hidden, w.rank));
   const int64_t head = high(stack.latent, stack.nope);
   b->head_rows = arena->take<char>(form_rows_bytes(kPlain, head, kHeadRows));
 }
@@ -66,7 +65,7 @@ static int64_t lay_out(const LatentStack& stack, const Step& step, int64_t atten
   b->attention = arena.take<char>(attention_bytes);
   for (int thread = 0; thread < threads; ++thread) {
     LatentBuffers own = *b;
-    lay_out_local(stack, rows, w, &arena, &own);
+    lay_out_local(stack, w, &arena, &own);
     if (thread == id) *b = own;
   }
   return arena.used;

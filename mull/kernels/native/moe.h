@@ -3,8 +3,7 @@
 // down: an expert alone is too little work for a team. A row's result is summed in the order of its
 // own choices, so it does not depend on the rows beside it.
 
-constexpr int64_t kGatedFloats = 1 << 15;   // of gate and of up kept before SiLU joins them
-constexpr int64_t kDownFloats = 1 << 18;    // of the experts' results kept before they are summed
+constexpr int64_t kDownFloats = 1 << 18;  // of the experts' results kept before they are summed
 
 MULL_INLINE int64_t mlp_columns(int64_t floats, int64_t rows) {
   return high(kUnit, floats / high(rows, static_cast<int64_t>(1)) / kUnit * kUnit);
@@ -12,8 +11,6 @@ MULL_INLINE int64_t mlp_columns(int64_t floats, int64_t rows) {
 
 // What one thread needs for itself.
 struct MlpLocal {
-  float* gate;
-  float* up;
   float* down;
   RouterScratch router;
   Groups groups;
