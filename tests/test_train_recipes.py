@@ -9,8 +9,9 @@ import pytest
 from mull_command import run_mull
 
 from mull.errors import RecipeError, TaskError
+from mull.train.check import check
 from mull.train.peak import Peak
-from mull.train.plan import Memory, check, describe, model_config, plan
+from mull.train.plan import Memory, describe, model_config, plan
 from mull.train.recipe import Evaluate, ModelSpec
 from mull.train.recipe_file import load_recipe
 from mull.train.shipped import find_recipe, read_recipe, shipped_recipes

@@ -1,5 +1,5 @@
-"""What can only be known here, and had better be before hours of work: whether the models that a
-recipe names are there, and whether its tasks have problems in every split that a stage asks for.
+"""What a recipe is refused for before any work is done: by itself, and for what is not here, its
+models and problems in every split that a stage asks for.
 """
 
 from __future__ import annotations
@@ -10,13 +10,24 @@ from urllib.parse import urlsplit
 from mull import weights
 from mull.errors import RecipeError, TaskError, WeightsError
 from mull.tasks.task import Split, Task
+from mull.train.bill import Budget
 from mull.train.models import OWN
 from mull.train.problems import Tasks
 from mull.train.recipe import Distill, Evaluate, LearnStage, ModelSpec, Recipe, StageBase
 
 
+def check(recipe: Recipe) -> None:
+    """Refuses what could never work anywhere. Raises RecipeError."""
+    for stage in recipe.stages:
+        if stage.budget is not None:
+            Budget.parse(stage.budget).check(recipe.machine)
+        _check_lengths(recipe, stage)
+    if recipe.budget is not None:
+        Budget.parse(recipe.budget).check(recipe.machine)
+
+
 def check_here(recipe: Recipe, tasks: Tasks) -> None:
-    """Raises RecipeError, TaskError or WeightsError for what a stage would come to a stop at."""
+    """Refuses what a stage would come to a stop at here: RecipeError, TaskError, WeightsError."""
     names = {OWN, *(stage.name for stage in recipe.stages)}
     for spec in (recipe.model, *(getattr(stage, "student", None) for stage in recipe.stages)):
         if spec is not None and spec.base is not None:
@@ -51,6 +62,25 @@ def _asked(stage: StageBase) -> Iterator[tuple[str, Split]]:
             yield source.task, "train"
             if isinstance(stage, LearnStage) and stage.validate_every:
                 yield source.task, "validation"
+
+
+def _check_lengths(recipe: Recipe, stage: StageBase) -> None:
+    """A fresh model's context is the recipe's own: what cannot fit is known now."""
+    student = stage.student if isinstance(stage, Distill) else None
+    spec = student or recipe.model
+    if spec.base is not None:
+        return
+    if isinstance(stage, LearnStage) and stage.max_length > spec.context:
+        raise RecipeError(
+            f"stage {stage.name}: max_length is {stage.max_length}, but the model's context is "
+            f"{spec.context}; lower it, or raise model.context"
+        )
+    sampling = getattr(stage, "sampling", None)
+    if sampling is not None and sampling.max_tokens >= spec.context:
+        raise RecipeError(
+            f"stage {stage.name}: sampling.max_tokens is {sampling.max_tokens}, but question and "
+            f"answer share the model's context of {spec.context}; lower it, or raise model.context"
+        )
 
 
 def _check_problems(stage: StageBase, parts: Sequence[Task], split: Split) -> None:

@@ -10,10 +10,11 @@ import math
 from dataclasses import dataclass
 
 from mull import weights
-from mull.errors import RecipeError, WeightsError
+from mull.errors import WeightsError
 from mull.model import ModelConfig
 from mull.text import Tokenizer
-from mull.train.bill import Bill, Budget
+from mull.train.bill import Bill
+from mull.train.check import check
 from mull.train.figures import count, dollars, duration, energy
 from mull.train.flops import step_flops
 from mull.train.models import OWN
@@ -90,16 +91,6 @@ class Plan:
     joules: float
     dollars: float
     is_here: bool = True
-
-
-def check(recipe: Recipe) -> None:
-    """Refuses what could never work before any work is done: RecipeError, WeightsError, ..."""
-    for stage in recipe.stages:
-        if stage.budget is not None:
-            Budget.parse(stage.budget).check(recipe.machine)
-        _check_lengths(recipe, stage)
-    if recipe.budget is not None:
-        Budget.parse(recipe.budget).check(recipe.machine)
 
 
 def plan(recipe: Recipe, peak: Peak | None = None) -> Plan:
@@ -353,25 +344,6 @@ def _trained(recipe: Recipe, config: ModelConfig, parameters: int) -> int:
     width = config.hidden_size
     layers = len(lora.layers) or _PROJECTIONS
     return config.num_hidden_layers * layers * lora.rank * 2 * width * 2
-
-
-def _check_lengths(recipe: Recipe, stage: StageBase) -> None:
-    """A fresh model's context is the recipe's own: what cannot fit is known now."""
-    student = stage.student if isinstance(stage, Distill) else None
-    spec = student or recipe.model
-    if spec.base is not None:
-        return
-    if isinstance(stage, LearnStage) and stage.max_length > spec.context:
-        raise RecipeError(
-            f"stage {stage.name}: max_length is {stage.max_length}, but the model's context is "
-            f"{spec.context}; lower it, or raise model.context"
-        )
-    sampling = getattr(stage, "sampling", None)
-    if sampling is not None and sampling.max_tokens >= spec.context:
-        raise RecipeError(
-            f"stage {stage.name}: sampling.max_tokens is {sampling.max_tokens}, but question and "
-            f"answer share the model's context of {spec.context}; lower it, or raise model.context"
-        )
 
 
 def _gb(size: int) -> str:

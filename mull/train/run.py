@@ -26,12 +26,11 @@ from mull.errors import MullError, TrainError, TrainFailedError, WeightsError
 from mull.tasks import VerifierPool
 from mull.train import models as run_models
 from mull.train.bill import Bill, Budget
-from mull.train.check import check_here
+from mull.train.check import check, check_here
 from mull.train.live import LivePage, StagePlan
 from mull.train.metrics import Metrics
 from mull.train.models import Models
 from mull.train.peak import Peak
-from mull.train.plan import check
 from mull.train.problems import Tasks
 from mull.train.recipe import Distill, Evaluate, Pretrain, Recipe, Reject, Rl, Sft, Stage
 from mull.train.run_folder import Discarded, RunFolder
