@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -30,13 +31,15 @@ def faults(v: Visit) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def example_run(mull_up: MullUp) -> str:
-    run = WrittenRun(mull_up.home / "runs" / "accessible")
+def example_run(mull_up: MullUp) -> Iterator[str]:
+    folder = mull_up.home / "runs" / "accessible"
+    run = WrittenRun(folder)
     run.pretrain()
     run.reinforce(range(1, 61))
     run.sample("17 + 25", "42", "correct")
     run.finish()
-    return "/runs/accessible"
+    yield "/runs/accessible"
+    shutil.rmtree(folder)  # other files' tests share the server
 
 
 @pytest.mark.parametrize(
