@@ -32,7 +32,7 @@ from mull.train.algorithms import ALGORITHMS
 from mull.train.batch import Episode
 from mull.train.data.writer import TraceWriter
 from mull.train.peak import settled
-from mull.train.recipe import Optimiser, Sampling
+from mull.train.recipe_parts import Optimiser, Sampling
 from mull.train.rollout import Answer, Question, Sampler
 from mull.train.step import Learner
 

@@ -19,7 +19,7 @@ from mull import weights
 from mull.tasks import Mixture, Problem, Verdict
 from mull.train.models import load, writer_of
 from mull.train.problems import Tasks
-from mull.train.recipe import Sampling
+from mull.train.recipe_parts import Sampling
 from mull.train.rollout import Answer, Sampler
 from mull.train.shipped import read_recipe
 

@@ -26,7 +26,7 @@ from mull.kernels.peaks import measure_peaks
 from mull.model import CausalLM, ModelConfig
 from mull.train.algorithms import sft
 from mull.train.batch import Batch, Example
-from mull.train.recipe import Optimiser
+from mull.train.recipe_parts import Optimiser
 from mull.train.step import Learner, StepReport
 
 

@@ -21,7 +21,7 @@ from mull.train.algorithms import ALGORITHMS, algorithm_of
 from mull.train.algorithms.parts import group_advantages
 from mull.train.batch import Episode
 from mull.train.objective import Prediction, Totals
-from mull.train.recipe import Rl
+from mull.train.recipe_stages import Rl
 from mull.train.rl_batch import RlBatch
 
 WIDTH, VOCABULARY, MAX_TOKENS = 6, 11, 12

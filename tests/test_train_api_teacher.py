@@ -16,7 +16,7 @@ from train_run_parts import on_one_thread, tiny
 
 from mull.errors import TrainError
 from mull.tasks import Problem
-from mull.train.recipe import Distill
+from mull.train.recipe_stages import Distill
 from mull.train.run import run_recipe
 from mull.train.run_folder import comparable
 from mull.train.session import StopAsked

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from mull.errors import RecipeError
 from mull.train.bill import Bill, Budget
-from mull.train.recipe import Machine, Recipe
+from mull.train.recipe import Recipe
+from mull.train.recipe_parts import Machine
 
 MACHINE = Machine(watts=100.0, dollars_per_hour=2.0, dollars_per_kwh=0.5)
 

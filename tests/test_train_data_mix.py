@@ -24,7 +24,8 @@ from mull.train.data.shards import Shard, find_shard, make_shard
 from mull.train.data.sources import sample_texts
 from mull.train.data.stage import StageData
 from mull.train.data.writer import TraceWriter
-from mull.train.recipe import LearnStage, Recipe
+from mull.train.recipe import Recipe
+from mull.train.recipe_stages import LearnStage
 
 DOCUMENTS = st.lists(st.integers(2, 90), min_size=1, max_size=40)
 

@@ -17,7 +17,7 @@ from mull.text import ChatTemplate, Tokenizer, pretokenizers
 from mull.text.gguf_tokenizer import gguf_tokenizer
 from mull.text.template_deepseek import DeepSeekR1Template
 from mull.train.data.tokenizer import SPECIAL, train_tokenizer, write_tokenizer
-from mull.train.recipe import TokenizerSpec
+from mull.train.recipe_parts import TokenizerSpec
 
 # Text, and what stands for structure elsewhere: nobody may form it by typing.
 TYPED = st.lists(

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mull.train.bill import Bill, Budget
 from mull.train.figures import count, dollars, duration, energy, number, plain
 from mull.train.live import LivePage, PageConsole, StagePlan, sparkline
-from mull.train.recipe import Machine
+from mull.train.recipe_parts import Machine
 
 PLANS = [StagePlan("base", "pretrain", 40), StagePlan("zero", "rl", 30), StagePlan("last", "eval")]
 HOSTILE = "\x1b[2J\x1b]0;owned\x07[red]x[/red] [/] [link=a]\u202e\ud800\x00\r\n\t🧠\U000e0041"

@@ -8,7 +8,7 @@ from mull.model import CausalLM, ModelConfig, PackedSequences
 from mull.train import lora
 from mull.train.algorithms import sft
 from mull.train.batch import Batch, Example
-from mull.train.recipe import Lora, Optimiser
+from mull.train.recipe_parts import Lora, Optimiser
 from mull.train.step import Learner
 
 SHAPE = {

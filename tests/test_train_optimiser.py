@@ -14,7 +14,7 @@ from mull.model import CausalLM
 from mull.train.algorithms import sft
 from mull.train.muon import orthogonalised
 from mull.train.optimiser import Updater, rate_factor
-from mull.train.recipe import Optimiser
+from mull.train.recipe_parts import Optimiser
 from mull.train.step import Learner
 
 MUON = Optimiser(name="muon", learning_rate=0.02, adamw_learning_rate=0.01, weight_decay=0.1)

@@ -12,8 +12,9 @@ from mull.errors import RecipeError, TaskError
 from mull.train.check import check
 from mull.train.peak import Peak
 from mull.train.plan import Memory, describe, model_config, plan
-from mull.train.recipe import Evaluate, ModelSpec
 from mull.train.recipe_file import load_recipe
+from mull.train.recipe_parts import ModelSpec
+from mull.train.recipe_stages import Evaluate
 from mull.train.shipped import find_recipe, read_recipe, shipped_recipes
 from mull.train.stages.evaluate import evaluated
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from train_data_parts import tokenizer_folder, writer_of
 
 from mull.tasks import Problem, Verdict
-from mull.train.recipe import Rewards
+from mull.train.recipe_parts import Rewards
 from mull.train.rewards import Judge, language_share, overlong_penalty
 from mull.train.rollout import Answer
 

@@ -25,7 +25,7 @@ from mull.kernels import native_available
 from mull.train import rollout
 from mull.train.batch import Batch, Example
 from mull.train.data.writer import TraceWriter
-from mull.train.recipe import Optimiser, Sampling
+from mull.train.recipe_parts import Optimiser, Sampling
 from mull.train.rollout import Question, Sampler
 from mull.train.stages.learn import in_passes
 from mull.train.stages.rl import _missing

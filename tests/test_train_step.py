@@ -22,7 +22,8 @@ from mull.train.flops import step_flops
 from mull.train.lora import inject
 from mull.train.models import Opened
 from mull.train.objective import Objective, Prediction, Terms, Totals
-from mull.train.recipe import Balance, DataSpec, Lora, Optimiser, Pretrain, Rl
+from mull.train.recipe_parts import Balance, DataSpec, Lora, Optimiser
+from mull.train.recipe_stages import Pretrain, Rl
 from mull.train.reference import Reference
 from mull.train.rl_batch import RlBatch
 from mull.train.routing import Routing

@@ -8,8 +8,9 @@ from mull.tasks.task import Problem, Split, Verdict, split_of
 from mull.text import ChatTemplate, Tokenizer
 from mull.train.data.tokenizer import train_tokenizer, write_tokenizer
 from mull.train.data.writer import TraceWriter
-from mull.train.recipe import Recipe, TokenizerSpec
+from mull.train.recipe import Recipe
 from mull.train.recipe_file import parse_recipe
+from mull.train.recipe_parts import TokenizerSpec
 
 
 class Sums:

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from mull.errors import RecipeError
-from mull.train.recipe import Machine
+from mull.train.recipe_parts import Machine
 
 _JOULES_PER_KWH = 3.6e6
 _SECONDS = {"s": 1.0, "m": 60.0, "h": 3600.0}

@@ -13,7 +13,9 @@ from mull.tasks.task import Split, Task
 from mull.train.bill import Budget
 from mull.train.models import OWN
 from mull.train.problems import Tasks
-from mull.train.recipe import Distill, Evaluate, LearnStage, ModelSpec, Recipe, StageBase
+from mull.train.recipe import Recipe
+from mull.train.recipe_parts import ModelSpec
+from mull.train.recipe_stages import Distill, Evaluate, LearnStage, StageBase
 
 
 def check(recipe: Recipe) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mull.tasks import Verdict
 from mull.train.batch import Episode
-from mull.train.recipe import Rl
+from mull.train.recipe_stages import Rl
 from mull.train.rewards import Judged
 from mull.train.rollout import Question
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mull.errors import TrainError
 from mull.model import CausalLM
-from mull.train.recipe import Lora
+from mull.train.recipe_parts import Lora
 
 
 class LoraLinear(nn.Linear):

@@ -24,7 +24,9 @@ from mull.train.data.tokenizer import SAMPLE_CHARACTERS, train_tokenizer, write_
 from mull.train.data.writer import TraceWriter
 from mull.train.lora import inject, merged_state
 from mull.train.problems import Tasks
-from mull.train.recipe import Distill, Evaluate, Lora, ModelSpec, Recipe, Reject, StageBase
+from mull.train.recipe import Recipe
+from mull.train.recipe_parts import Lora, ModelSpec
+from mull.train.recipe_stages import Distill, Evaluate, Reject, StageBase
 from mull.train.seeds import seed_of
 from mull.train.sizes import fresh_config
 from mull.weights.save import TOKENIZER_FILES

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from mull.errors import TrainError
 from mull.train.muon import Muon
-from mull.train.recipe import Optimiser
+from mull.train.recipe_parts import Optimiser
 
 # What Muon is not for: tables of tokens, the router's few rows, low-rank adapters.
 _NOT_MUON = re.compile(r"embed_tokens|lm_head|\.gate\.weight$|\.lora_[ab]$")

@@ -19,12 +19,12 @@ from mull.train.figures import count, dollars, duration, energy
 from mull.train.flops import step_flops
 from mull.train.models import OWN
 from mull.train.peak import Peak, settled
-from mull.train.recipe import (
+from mull.train.recipe import Recipe
+from mull.train.recipe_parts import ModelSpec
+from mull.train.recipe_stages import (
     Distill,
     Evaluate,
     LearnStage,
-    ModelSpec,
-    Recipe,
     Reject,
     Rl,
     StageBase,

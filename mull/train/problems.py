@@ -7,7 +7,7 @@ from itertools import islice
 
 from mull.errors import TaskError
 from mull.tasks import Mixture, Problem, Task, TaskSpec, Verdict, VerifierPool, load_task
-from mull.train import recipe as recipes
+from mull.train import recipe_parts as parts
 from mull.train.recipe import Recipe
 from mull.train.seeds import narrow_seed_of
 
@@ -77,7 +77,7 @@ class Questions:
             epoch += 1
 
 
-def _loaded(spec: recipes.TaskSpec) -> tuple[Task, dict[str, TaskSpec]]:
+def _loaded(spec: parts.TaskSpec) -> tuple[Task, dict[str, TaskSpec]]:
     """The task, and by family what its verifier is made of."""
     if spec.file is not None:
         path = str(spec.file)
@@ -92,6 +92,6 @@ def _loaded(spec: recipes.TaskSpec) -> tuple[Task, dict[str, TaskSpec]]:
     return Mixture(parts), verifiers
 
 
-def _settings(family: recipes.FamilySpec) -> Mapping[str, object]:
+def _settings(family: parts.FamilySpec) -> Mapping[str, object]:
     levels = {} if family.levels is None else {"levels": list(family.levels)}
     return {**levels, **family.settings}

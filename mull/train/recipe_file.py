@@ -16,7 +16,8 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 
 from mull.errors import RecipeError
-from mull.train.recipe import (
+from mull.train.recipe import Recipe
+from mull.train.recipe_parts import (
     Balance,
     DataSpec,
     FamilySpec,
@@ -24,13 +25,12 @@ from mull.train.recipe import (
     Machine,
     ModelSpec,
     Optimiser,
-    Recipe,
     Rewards,
     Sampling,
-    Stage,
     TaskSpec,
     TokenizerSpec,
 )
+from mull.train.recipe_stages import Stage
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:

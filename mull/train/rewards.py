@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from mull.tasks import Problem, Verdict, VerifierPool
 from mull.train.data.writer import TraceWriter
 from mull.train.problems import Tasks
-from mull.train.recipe import Rewards
+from mull.train.recipe_parts import Rewards
 from mull.train.rollout import Answer
 
 

@@ -23,7 +23,7 @@ from mull.model import CausalLM
 from mull.tasks import Problem
 from mull.train.data.writer import TraceWriter
 from mull.train.models import plain
-from mull.train.recipe import Sampling
+from mull.train.recipe_parts import Sampling
 from mull.weights import available_memory
 
 # Of all engines. More at once are hardly faster, and their keys no longer fit the processor's

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from mull.errors import TrainError
 from mull.model.moe import Router
-from mull.train.recipe import Balance
+from mull.train.recipe_parts import Balance
 
 
 class Routing:

@@ -32,7 +32,8 @@ from mull.train.metrics import Metrics
 from mull.train.models import Models
 from mull.train.peak import Peak
 from mull.train.problems import Tasks
-from mull.train.recipe import Distill, Evaluate, Pretrain, Recipe, Reject, Rl, Sft, Stage
+from mull.train.recipe import Recipe
+from mull.train.recipe_stages import Distill, Evaluate, Pretrain, Reject, Rl, Sft, Stage
 from mull.train.run_folder import Discarded, RunFolder
 from mull.train.session import Session, StopAsked, save_checkpoint
 from mull.train.stages.distill import distill

@@ -24,7 +24,8 @@ from mull.train.metrics import Metrics, Sample
 from mull.train.models import Models
 from mull.train.peak import Peak
 from mull.train.problems import Tasks
-from mull.train.recipe import Recipe, StageBase, TrainedStage
+from mull.train.recipe import Recipe
+from mull.train.recipe_stages import StageBase, TrainedStage
 from mull.train.report import write_report
 from mull.train.run_folder import RunFolder
 from mull.train.seeds import seed_of

@@ -10,7 +10,7 @@ from typing import Any
 
 from mull.errors import ModelError, RecipeError
 from mull.model.config import ModelConfig
-from mull.train.recipe import ModelSpec
+from mull.train.recipe_parts import ModelSpec
 
 _WIDTH_PER_LAYER = 48
 _HEAD = 32  # width of a head's values and of the unroped part of its keys

@@ -27,7 +27,7 @@ from mull.train.logprobs import token_statistics
 from mull.train.memory import keep_freed_memory
 from mull.train.objective import Objective, Prediction, Totals
 from mull.train.optimiser import Updater
-from mull.train.recipe import Balance, Optimiser
+from mull.train.recipe_parts import Balance, Optimiser
 from mull.train.routing import Routing
 from mull.train.scoring import Precision, experts_of, products_in, score
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from mull.train.lora import adapter_state, adapters, load_adapter_state
 from mull.train.models import Opened, refuse_vocabulary
 from mull.train.peak import settled
-from mull.train.recipe import Balance, LearnStage, Rl
+from mull.train.recipe_parts import Balance
+from mull.train.recipe_stages import LearnStage, Rl
 from mull.train.session import Session, part_of, prefixed
 from mull.train.state import Checkpoint
 from mull.train.step import Learner

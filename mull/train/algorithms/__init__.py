@@ -8,7 +8,7 @@ from mull.train.algorithms.dr_grpo import DrGrpo
 from mull.train.algorithms.grpo import Grpo
 from mull.train.algorithms.gspo import Gspo
 from mull.train.algorithms.sft import sft
-from mull.train.recipe import Rl
+from mull.train.recipe_stages import Rl
 
 ALGORITHMS: dict[str, type[PolicyGradient]] = {
     "grpo": Grpo,

@@ -26,7 +26,9 @@ from mull.train.data.readers import (
 from mull.train.data.tokenizer import SAMPLE_CHARACTERS
 from mull.train.data.traces import traces
 from mull.train.data.writer import TraceWriter
-from mull.train.recipe import DataSpec, LearnStage, Recipe
+from mull.train.recipe import Recipe
+from mull.train.recipe_parts import DataSpec
+from mull.train.recipe_stages import LearnStage
 
 # A task's code is no part of its name: its first problems are.
 _PROBED = 256

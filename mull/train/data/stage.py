@@ -19,7 +19,9 @@ from mull.train.data import sources
 from mull.train.data.mix import DataMix, Part, Source
 from mull.train.data.shards import Shard, make_shard
 from mull.train.data.writer import TraceWriter
-from mull.train.recipe import DataSpec, LearnStage, Pretrain, Recipe
+from mull.train.recipe import Recipe
+from mull.train.recipe_parts import DataSpec
+from mull.train.recipe_stages import LearnStage, Pretrain
 
 # More traces of a task than this are made only by going through them again in another order: at
 # 8 million tokens a small model cannot know them by heart, and making them takes half a minute.

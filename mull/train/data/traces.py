@@ -16,7 +16,7 @@ from typing import Literal
 
 from mull.errors import RecipeError
 from mull.tasks.task import Problem, Split, Task
-from mull.train.recipe import Form
+from mull.train.recipe_parts import Form
 
 # Of a step being wrong, in the form "slips"; of a guess being right; of a step being left out.
 SLIP_SHARE, RIGHT_GUESSES, LEFT_OUT = 0.06, 0.15, 0.4

@@ -21,7 +21,7 @@ from typing import Any, ClassVar
 from mull.errors import TrainError
 from mull.harmless import one_line
 from mull.tasks import Problem
-from mull.train.recipe import Distill
+from mull.train.recipe_stages import Distill
 from mull.train.rewards import Judge
 from mull.train.rollout import Answer
 from mull.train.session import StopAsked

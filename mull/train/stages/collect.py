@@ -19,7 +19,8 @@ from mull.errors import TrainError
 from mull.tasks import Problem
 from mull.train.json_lines import JsonLines
 from mull.train.problems import Questions
-from mull.train.recipe import Distill, Reject, Rewards
+from mull.train.recipe_parts import Rewards
+from mull.train.recipe_stages import Distill, Reject
 from mull.train.rewards import Judge, Judged, language_share
 from mull.train.rollout import Answer, Sampler
 from mull.train.run_folder import ANSWERS

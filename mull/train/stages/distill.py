@@ -18,7 +18,8 @@ from mull.train.batch import Example
 from mull.train.data.writer import TraceWriter
 from mull.train.models import OWN, load, writer_of
 from mull.train.problems import Questions
-from mull.train.recipe import DataSpec, Distill
+from mull.train.recipe_parts import DataSpec
+from mull.train.recipe_stages import Distill
 from mull.train.rewards import Judge
 from mull.train.rollout import Answer, Question, Sampler
 from mull.train.session import Keeper, Session

@@ -19,7 +19,9 @@ from mull.errors import TaskError
 from mull.tasks import Problem, Verdict
 from mull.train.metrics import Sample
 from mull.train.models import OWN
-from mull.train.recipe import Evaluate, LearnStage, Recipe, Reject, Rewards
+from mull.train.recipe import Recipe
+from mull.train.recipe_parts import Rewards
+from mull.train.recipe_stages import Evaluate, LearnStage, Reject
 from mull.train.rewards import Judge, Judged
 from mull.train.rollout import Sampler
 from mull.train.seeds import narrow_seed_of

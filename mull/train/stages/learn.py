@@ -13,7 +13,7 @@ from mull.train.algorithms import sft
 from mull.train.batch import Batch, Example, spread
 from mull.train.data.mix import DataMix
 from mull.train.data.stage import VALIDATION_BATCHES, StageData
-from mull.train.recipe import LearnStage
+from mull.train.recipe_stages import LearnStage
 from mull.train.seeds import seed_of
 from mull.train.session import Keeper, Session
 from mull.train.state import Checkpoint

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mull.train.recipe import Reject
+from mull.train.recipe_stages import Reject
 from mull.train.rewards import Judge
 from mull.train.rollout import Sampler
 from mull.train.session import Session

@@ -22,7 +22,7 @@ from mull.train.batch import Episode
 from mull.train.episodes import Group, Rollout, chosen, group_of, measured
 from mull.train.metrics import Sample
 from mull.train.problems import Questions
-from mull.train.recipe import Rl
+from mull.train.recipe_stages import Rl
 from mull.train.reference import Reference
 from mull.train.rewards import Judge, Judged
 from mull.train.rl_batch import RlBatch
