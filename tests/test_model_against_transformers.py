@@ -14,6 +14,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from mull.model import CausalLM, ModelConfig, PackedSequences
+from mull.model.moe import Router
 
 POSITIONS = 1024
 TOLERANCE = 1e-4
@@ -144,15 +145,40 @@ def oracle(values: dict[str, Any], seed: int) -> Any:
 
 @functools.cache
 def both(case: str, seed: int) -> tuple[Any, CausalLM, torch.Tensor, torch.Tensor]:
-    """(oracle, ours with its weights, ids, the oracle's logits [T, V])."""
-    theirs = oracle(CASES[case], seed)
-    ours = CausalLM(ModelConfig.from_dict(CASES[case]))
-    ours.load_state_dict(theirs.state_dict())
-    draw = torch.Generator().manual_seed(seed + 1000)
-    ids_T = torch.randint(0, 160, (POSITIONS,), generator=draw)
+    """(oracle, ours with its weights, ids, the oracle's logits [T, V]), where no rounding can turn
+    a choice of experts."""
+    while True:
+        theirs = oracle(CASES[case], seed)
+        ours = CausalLM(ModelConfig.from_dict(CASES[case]))
+        ours.load_state_dict(theirs.state_dict())
+        draw = torch.Generator().manual_seed(seed + 1000)
+        ids_T = torch.randint(0, 160, (POSITIONS,), generator=draw)
+        if not has_near_tie(ours, ids_T):
+            break
+        seed += 100
     with torch.no_grad():
         expected_TV = theirs(ids_T[None]).logits[0]
     return theirs, ours, ids_T, expected_TV
+
+
+def has_near_tie(model: CausalLM, ids_T: torch.Tensor) -> bool:
+    """Whether changes of 2e-6 in a router's affinities would send any token to other experts."""
+    draw, found = torch.Generator().manual_seed(0), []
+
+    def look(router: Router, given: tuple[torch.Tensor], _: Any) -> None:
+        ranks_TE = router.scores(given[0])
+        chosen_TS = router._choose(ranks_TE).sort(-1).values
+        for _ in range(4):
+            noise_TE = (torch.rand(ranks_TE.shape, generator=draw) - 0.5) * 4e-6
+            other_TS = router._choose(ranks_TE + noise_TE).sort(-1).values
+            found.append(not torch.equal(chosen_TS, other_TS))
+
+    routers = [module for module in model.modules() if isinstance(module, Router)]
+    hooks = [router.register_forward_hook(look) for router in routers]
+    our_logits(model, ids_T, absorb=False)
+    for hook in hooks:
+        hook.remove()
+    return any(found)
 
 
 def our_logits(model: CausalLM, ids_T: torch.Tensor, *, absorb: bool) -> torch.Tensor:

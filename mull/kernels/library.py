@@ -18,17 +18,23 @@ import torch
 from mull.errors import KernelError
 from mull.kernels.structs import Attention as Attention
 from mull.kernels.structs import CacheRows as CacheRows
+from mull.kernels.structs import DealtRows as DealtRows
 from mull.kernels.structs import Draw as Draw
+from mull.kernels.structs import GatedRows as GatedRows
 from mull.kernels.structs import Guess as Guess
 from mull.kernels.structs import LatentLayer as LatentLayer
 from mull.kernels.structs import LatentStack as LatentStack
 from mull.kernels.structs import Layer as Layer
 from mull.kernels.structs import Linear as Linear
 from mull.kernels.structs import NextToken as NextToken
+from mull.kernels.structs import NormRows as NormRows
 from mull.kernels.structs import Paging as Paging
 from mull.kernels.structs import Routing as Routing
+from mull.kernels.structs import ShortAttention as ShortAttention
 from mull.kernels.structs import Stack as Stack
 from mull.kernels.structs import Step as Step
+from mull.kernels.structs import SummedRows as SummedRows
+from mull.kernels.structs import TokenRows as TokenRows
 
 VARIANTS = ("avx512bf16", "avx512vnni", "avxvnni", "avx2", "neon", "portable")
 CACHE_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
@@ -51,6 +57,12 @@ _STRUCTS = (
     NextToken,
     Draw,
     Guess,
+    NormRows,
+    GatedRows,
+    SummedRows,
+    DealtRows,
+    ShortAttention,
+    TokenRows,
 )
 _pointer, _i32, _i64 = c_void_p, c_int32, c_int64
 # What the library's functions return and take.
@@ -71,6 +83,12 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "mull_next_token": (_i32, [_pointer, _pointer, _pointer, _pointer, _i32]),
     "mull_draw": (_i32, [_pointer, _i32]),
     "mull_guess": (_i32, [_pointer, _i32]),
+    "mull_norm": (_i32, [_pointer, _i32]),
+    "mull_gated": (_i32, [_pointer, _i32]),
+    "mull_summed": (_i32, [_pointer, _i32]),
+    "mull_dealt": (_i32, [_pointer, _i32]),
+    "mull_short_attention": (_i32, [_pointer, _i32]),
+    "mull_tokens": (_i32, [_pointer, _i32]),
     "mull_attention_inputs": (_i32, [_pointer, _i64, _pointer, _pointer, _pointer, _i32]),
     "mull_attention_outputs": (_i32, [_pointer, _i64, _pointer, _pointer, _pointer, _i32]),
 }
@@ -79,6 +97,7 @@ _STATUS = {
     2: "a block table, context or query start does not fit the cache it is used with",
     3: "a slot lies outside the cache it is written to",
     4: "a token id lies outside the vocabulary",
+    5: "a row number lies outside the table it is of",
 }
 
 

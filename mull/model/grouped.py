@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mull.kernels import training
+
 
 def grouped_experts(
     x_TD: Tensor, weights_Tk: Tensor, experts_Tk: Tensor, gate_up_E2FD: Tensor, down_EDF: Tensor
@@ -56,35 +58,28 @@ class _GroupedExperts(torch.autograd.Function):
             both_S2F = x_SD.new_empty(len(x_SD), gate_up_E2FD.shape[1])
             for expert, rows in _parts(counts):
                 torch.mm(x_SD[rows], gate_up_E2FD[expert].T, out=both_S2F[rows])
-            gate_SF, up_SF = both_S2F.chunk(2, dim=-1)
-            inner_SF = F.silu(gate_SF).mul_(up_SF)
+            inner_SF = _gated(*both_S2F.chunk(2, dim=-1))
             out_SD = torch.empty_like(x_SD)
             for expert, rows in _parts(counts):
                 torch.mm(inner_SF[rows], down_EDF[expert].T, out=out_SD[rows])
-            # float32, as the weights are: up to eight bfloat16 terms meet in one sum.
-            weighted_SD = out_SD * weights_Tk.flatten()[order_S, None]
-            out_TkD = weighted_SD.index_select(0, by_expert_S).view(*experts_Tk.shape, -1)
-            out_TD = out_TkD[:, 0].clone()
-            for rank in range(1, experts_Tk.shape[1]):
-                out_TD += out_TkD[:, rank]
+            weights_S = weights_Tk.flatten()[order_S]
+            out_TD = _summed(out_SD, by_expert_S.view_as(experts_Tk), weights_S)
         ctx.save_for_backward(
-            x_SD, both_S2F, out_SD, weights_Tk, order_S, back_S, tokens_S, gate_up_E2FD, down_EDF
+            x_SD, both_S2F, out_SD, weights_S, back_S, tokens_S, gate_up_E2FD, down_EDF
         )
-        ctx.counts = counts
+        ctx.counts, ctx.chosen = counts, weights_Tk.shape
         return out_TD
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream_TD: Tensor) -> tuple[Any, ...]:
-        x_SD, both_S2F, out_SD, weights_Tk, order_S, back_S, tokens_S, gate_up_E2FD, down_EDF = (
+        x_SD, both_S2F, out_SD, weights_S, back_S, tokens_S, gate_up_E2FD, down_EDF = (
             ctx.saved_tensors
         )
-        counts, shape = ctx.counts, weights_Tk.shape
+        counts, shape = ctx.counts, ctx.chosen
         with torch.autocast(x_SD.device.type, enabled=False):
-            upstream_SD = upstream_TD.index_select(0, tokens_S)
-            of_weights_S = torch.linalg.vecdot(upstream_SD, out_SD.to(upstream_SD.dtype))
+            of_out_SD, of_weights_S = _dealt(upstream_TD, tokens_S, weights_S, out_SD)
             of_weights = of_weights_S.index_select(0, back_S).view(shape)
-            of_out_SD = upstream_SD.mul_(weights_Tk.flatten()[order_S, None]).to(x_SD.dtype)
             inner_SF, of_both_S2F = _gated_backward(both_S2F, of_out_SD, down_EDF, counts)
             of_gate_up = of_down = of_x = None
             if ctx.needs_input_grad[4]:
@@ -95,8 +90,40 @@ class _GroupedExperts(torch.autograd.Function):
                 of_x_SD = torch.empty_like(x_SD)
                 for expert, rows in _parts(counts):
                     torch.mm(of_both_S2F[rows], gate_up_E2FD[expert], out=of_x_SD[rows])
-                of_x = of_x_SD.index_select(0, back_S).view(*shape, -1).sum(1)
+                of_x = _summed(of_x_SD, back_S.view(shape))
         return of_x, of_weights, None, of_gate_up, of_down
+
+
+def _gated(gate_SF: Tensor, up_SF: Tensor) -> Tensor:
+    if training.can_train(gate_SF):
+        return training.gated(gate_SF, up_SF)
+    return F.silu(gate_SF).mul_(up_SF)
+
+
+def _summed(table_SD: Tensor, places_Tk: Tensor, weights_S: Tensor | None = None) -> Tensor:
+    """Of every token the sum of its rows, weighted ones in float32 as the weights are: up to eight
+    bfloat16 terms meet in one sum."""
+    if training.can_train(table_SD) and table_SD.numel():
+        return training.summed(table_SD, places_Tk, weights_S)
+    weighted_SD = table_SD if weights_S is None else table_SD * weights_S[:, None]
+    terms_TkD = weighted_SD.index_select(0, places_Tk.flatten()).view(*places_Tk.shape, -1)
+    if weights_S is None:
+        return terms_TkD.sum(1)
+    sum_TD = terms_TkD[:, 0].clone()
+    for rank in range(1, places_Tk.shape[1]):
+        sum_TD += terms_TkD[:, rank]
+    return sum_TD
+
+
+def _dealt(
+    upstream_TD: Tensor, tokens_S: Tensor, weights_S: Tensor, out_SD: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the weighted sum: of its rows, in their type, and of the weights."""
+    if training.can_train(upstream_TD, weights_S, out_SD):
+        return training.dealt(upstream_TD, tokens_S, weights_S, out_SD)
+    upstream_SD = upstream_TD.index_select(0, tokens_S)
+    of_weights_S = torch.linalg.vecdot(upstream_SD, out_SD.to(upstream_SD.dtype))
+    return upstream_SD.mul_(weights_S[:, None]).to(out_SD.dtype), of_weights_S
 
 
 def _gated_backward(
@@ -109,6 +136,10 @@ def _gated_backward(
         torch.mm(of_out_SD[rows], down_EDF[expert], out=of_inner_SF[rows])
     of_both_S2F = torch.empty_like(both_S2F)
     of_gate_SF, of_up_SF = of_both_S2F.chunk(2, dim=-1)
+    if training.can_train(both_S2F):
+        inner_SF = torch.empty_like(of_inner_SF)
+        training.gated_backward(gate_SF, up_SF, of_inner_SF, of_gate_SF, of_up_SF, inner_SF)
+        return inner_SF, of_both_S2F
     silu_SF = F.silu(gate_SF)
     torch.mul(of_inner_SF, silu_SF, out=of_up_SF)
     of_gate_SF.copy_(torch.ops.aten.silu_backward(of_inner_SF.mul_(up_SF), gate_SF))

@@ -1,5 +1,8 @@
 """The two small parts every family shares: RMSNorm and the gated MLP.
 
+What lies between products is done by native code where it can be (kernels/training.py), else by
+torch: the two are differentiated by hand alike.
+
 T tokens (packed, no padding) · D model · F hidden width
 """
 
@@ -9,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from mull.kernels import training
 
 
 class RMSNorm(nn.Module):
@@ -31,6 +36,9 @@ class RMSNorm(nn.Module):
         if torch.is_autocast_enabled(kind):
             # What comes next is a product in that type: cast once, not by each of them.
             dtype = torch.get_autocast_dtype(kind)
+        if training.can_train(x, self.weight):
+            native: Tensor = _NativeRmsNorm.apply(x, self.weight, self.eps)
+            return native.to(dtype)
         normed: Tensor = _RmsNorm.apply(x, self.weight, self.eps, dtype)
         return normed
 
@@ -64,6 +72,39 @@ class _RmsNorm(torch.autograd.Function):
         return of_x, of_weight_D, None, None
 
 
+class _NativeRmsNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight_D: Tensor, eps: float) -> Tensor:
+        rows_SD = x.reshape(-1, x.shape[-1])
+        normed_SD, inverse_S = training.norm(rows_SD, weight_D, eps)
+        ctx.save_for_backward(rows_SD, weight_D, inverse_S)
+        return normed_SD.view(x.shape)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, Tensor, None]:
+        rows_SD, weight_D, inverse_S = ctx.saved_tensors
+        upstream_SD = upstream.reshape(rows_SD.shape)
+        of_x_SD, of_weight_D = training.norm_backward(rows_SD, weight_D, inverse_S, upstream_SD)
+        return of_x_SD.view(upstream.shape), of_weight_D, None
+
+
+class _NativeGated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_TF: Tensor, up_TF: Tensor) -> Tensor:
+        gate_TF, up_TF = gate_TF.contiguous(), up_TF.contiguous()
+        ctx.save_for_backward(gate_TF, up_TF)
+        return training.gated(gate_TF, up_TF)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream_TF: Tensor) -> tuple[Tensor, Tensor]:
+        gate_TF, up_TF = ctx.saved_tensors
+        of_gate_TF, of_up_TF = torch.empty_like(gate_TF), torch.empty_like(up_TF)
+        training.gated_backward(gate_TF, up_TF, upstream_TF, of_gate_TF, of_up_TF)
+        return of_gate_TF, of_up_TF
+
+
 class GatedMLP(nn.Module):
     """down(silu(gate(x)) * up(x))."""
 
@@ -82,4 +123,7 @@ class GatedMLP(nn.Module):
         self.down_proj = nn.Linear(hidden_width, width, bias=bias, device=device, dtype=dtype)
 
     def forward(self, x_TD: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x_TD)) * self.up_proj(x_TD))
+        gate_TF, up_TF = self.gate_proj(x_TD), self.up_proj(x_TD)
+        if training.can_train(gate_TF, up_TF) and gate_TF.ndim == 2:
+            return self.down_proj(_NativeGated.apply(gate_TF, up_TF))
+        return self.down_proj(F.silu(gate_TF) * up_TF)

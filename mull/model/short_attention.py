@@ -1,10 +1,11 @@
 """Causal attention inside many short sequences at once, forward and backward by hand.
 
-One call per sequence costs more than its arithmetic, and torch's fused kernel on the CPU is slow at
-such lengths. Here sequences of like length are gathered side by side, right-padded to the longest
-of their bucket: a causal query never looks at what comes after it, so padding changes nothing, and
-its own outputs are left behind. The softmax's results are kept for the backward pass: this is for
-sequences whose square is small beside their activations.
+Native code takes what it can (kernels/training.py); the rest of this is its form in torch. There
+one call for each sequence costs more than its arithmetic, and torch's fused kernel on the CPU is
+slow at such lengths. So sequences of like length are gathered side by side, right-padded to the
+longest of their bucket: a causal query never looks at what comes after it, so padding changes
+nothing, and its own outputs are left behind. The softmax's results are kept for the backward pass:
+this is for sequences whose square is small beside their activations.
 
 T tokens (packed) · P padded tokens of all buckets · B sequences of a bucket · L its length ·
 H query heads · G key heads · R = H / G · d, e head widths
@@ -12,11 +13,14 @@ H query heads · G key heads · R = H / G · d, e head widths
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from mull.kernels import training
 
 # A bucket's longest sequence is at most this many times its shortest, and a few tokens.
 _STRETCH, _SLACK = 1.2, 4
@@ -30,13 +34,29 @@ class _Bucket:
 
 
 class ShortLayout:
-    """Where each token of some sequences of a packed batch lies in the padded buckets."""
+    """Where each token of some sequences of a packed batch lies; in torch's form, in padded
+    buckets."""
 
     def __init__(self, spans: Sequence[tuple[int, int]], device: torch.device | str | None) -> None:
-        """spans: (length, first token on the packed axis) of each sequence."""
+        """spans: (length, first token on the packed axis) of each sequence, in packed order."""
         self._device = device
-        by_length = sorted(spans)
-        self.buckets: list[_Bucket] = []
+        self._spans = list(spans)
+        self.tokens = sum(length for length, _ in spans)
+        self._by_heads: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @cached_property
+    def spans(self) -> training.Spans:
+        return training.Spans.of(self._spans)
+
+    @property
+    def buckets(self) -> list[_Bucket]:
+        return self._padded[0]
+
+    @cached_property
+    def _padded(self) -> tuple[list[_Bucket], list[Tensor], list[Tensor]]:
+        """The buckets; of each, which token every padded place takes, and which are its own."""
+        by_length = sorted(self._spans)
+        buckets: list[_Bucket] = []
         rows, own, begin, padded = [], [], 0, 0
         while begin < len(by_length):
             limit = by_length[begin][0] * _STRETCH + _SLACK
@@ -50,11 +70,10 @@ class ShortLayout:
             # Padding repeats a sequence's last token: any finite numbers do.
             rows.append(members[:, 1:] + torch.minimum(places_L, members[:, :1] - 1))
             own.append(is_own_BL)
-            self.buckets.append(_Bucket(end - begin, length, padded))
+            buckets.append(_Bucket(end - begin, length, padded))
             padded += (end - begin) * length
             begin = end
-        self._rows, self._own = rows, own
-        self._by_heads: dict[int, tuple[Tensor, Tensor]] = {}
+        return buckets, rows, own
 
     def places(self, heads: int) -> tuple[Tensor, Tensor]:
         """For [T x heads, width] and its padded form [P x heads, width], whose rows go by bucket,
@@ -62,7 +81,7 @@ class ShortLayout:
         lies, in packed order)."""
         if heads not in self._by_heads:
             taken, own = [], []
-            for rows_BL, own_BL in zip(self._rows, self._own, strict=True):
+            for rows_BL, own_BL in zip(*self._padded[1:], strict=True):
                 head_H1 = torch.arange(heads, device="cpu")[:, None]
                 taken.append((rows_BL[:, None] * heads + head_H1).flatten())
                 own.append(own_BL[:, None].expand(-1, heads, -1).flatten())
@@ -78,8 +97,31 @@ def short_attention(
 ) -> Tensor:
     """[T', H, e] for the layout's sequences only, in packed order. Reckoned in float32 at least;
     the gradients' products are in the inputs' type."""
-    out_THe: Tensor = _ShortAttention.apply(q_THd, k_TGd, v_TGe, scale, layout)
+    by = _NativeAttention if training.can_attend(q_THd, k_TGd, v_TGe) else _ShortAttention
+    out_THe: Tensor = by.apply(q_THd, k_TGd, v_TGe, scale, layout)
     return out_THe
+
+
+class _NativeAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q_THd: Tensor, k_TGd: Tensor, v_TGe: Tensor, scale: float, layout: ShortLayout
+    ) -> Tensor:
+        out_THe, softmax = training.attended(
+            q_THd, k_TGd, v_TGe, layout.spans, layout.tokens, scale
+        )
+        ctx.save_for_backward(q_THd, k_TGd, v_TGe)
+        ctx.layout, ctx.scale, ctx.softmax = layout, scale, softmax
+        return out_THe
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream_THe: Tensor) -> tuple[Any, ...]:
+        q_THd, k_TGd, v_TGe = ctx.saved_tensors
+        gradients = training.attended_backward(
+            q_THd, k_TGd, v_TGe, ctx.layout.spans, ctx.scale, ctx.softmax, upstream_THe
+        )
+        return (*gradients, None, None)
 
 
 class _ShortAttention(torch.autograd.Function):

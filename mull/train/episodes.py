@@ -96,19 +96,27 @@ def group_of(question: Question, judged: Sequence[Judged], stage: Rl) -> Group:
     )
 
 
-def measured(judged: Sequence[Sequence[Judged]], groups: Sequence[Group]) -> dict[str, float]:
-    """Of all answers that were sampled, those to resampled questions too."""
-    every = [each for some in judged for each in some]
-    counted = [each for each in every if each.verdict is not Verdict.VERIFIER_FAILED]
-    many, all_many = max(len(counted), 1), max(len(every), 1)
+def measured(
+    judged: Sequence[Sequence[Judged]], groups: Sequence[Group], weights: Sequence[float]
+) -> dict[str, float]:
+    """Of all answers that were sampled, those to resampled questions too.
+
+    weights: of each question in reward, pass_at_1 and length, which are those of the task as it is
+    where some kinds of its questions are asked more often than others; the rest is as it came.
+    """
+    every = [(each, weight) for some, weight in zip(judged, weights, strict=True) for each in some]
+    counted = [(e, w) for e, w in every if e.verdict is not Verdict.VERIFIER_FAILED]
+
+    def share(verdict: Verdict) -> float:
+        return sum(each.verdict is verdict for each, _ in every) / max(len(every), 1)
+
     return {
-        "reward": sum(each.reward for each in counted) / many,
-        "pass_at_1": sum(each.is_correct for each in counted) / many,
-        "length": sum(len(each.answer.ids) for each in every) / all_many,
+        "reward": _mean([(each.reward, weight) for each, weight in counted]),
+        "pass_at_1": _mean([(float(each.is_correct), weight) for each, weight in counted]),
+        "length": _mean([(float(len(each.answer.ids)), weight) for each, weight in every]),
         "dead_groups": sum(group.is_dead for group in groups) / max(len(groups), 1),
-        "truncated": sum(each.verdict is Verdict.TRUNCATED for each in every) / all_many,
-        "verifier_failed": sum(each.verdict is Verdict.VERIFIER_FAILED for each in every)
-        / all_many,
+        "truncated": share(Verdict.TRUNCATED),
+        "verifier_failed": share(Verdict.VERIFIER_FAILED),
         "answers": float(len(every)),
     }
 
@@ -125,3 +133,8 @@ def _learnt(judged: Judged, stage: Rl) -> list[bool]:
     if answer.is_truncated and stage.truncated == "mask":
         return [False] * len(answer.ids)
     return [position not in answer.forced for position in range(len(answer.ids))]
+
+
+def _mean(weighted: Sequence[tuple[float, float]]) -> float:
+    total = sum(weight for _, weight in weighted)
+    return sum(value * weight for value, weight in weighted) / total if total else 0.0

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from mull.kernels import training
+
 # Logits of one chunk, in numbers: few enough to be held, enough for full-speed products.
 _CHUNK_LOGITS = 2**25
 # Of these as many as stay in a core's cache are worked on at a time in float32.
@@ -193,6 +195,13 @@ class _TokenLogprobs(torch.autograd.Function):
         is_top_T = torch.empty(rows, dtype=torch.bool, device=hidden_TD.device)
         logits = _Logits(hidden_TD, narrow_VD, temperature, chunk)
         for part, logits_CV in logits.chunks():
+            if training.can_train(logits_CV):
+                found = training.token_statistics(logits_CV, targets_T[part], temperature)
+                for whole_T, found_C in zip(
+                    (logprob_T, entropy_T, normaliser_T, is_top_T), found, strict=True
+                ):
+                    whole_T[part] = found_C
+                continue
             for own, logits_BV, scratch_BV in logits.blocks(part, logits_CV):
                 highest_B1 = logits_BV.amax(-1, keepdim=True)
                 logits_BV.sub_(highest_B1)
@@ -218,6 +227,16 @@ class _TokenLogprobs(torch.autograd.Function):
         upstream_T1 = (upstream_T / ctx.temperature)[:, None]
         logits = _Logits(hidden_TD, narrow_VD, ctx.temperature, ctx.chunk)
         for part, logits_CV in logits.chunks():
+            if training.can_train(logits_CV):
+                training.token_gradients(
+                    logits_CV,
+                    targets_T[part],
+                    normaliser_T[part],
+                    upstream_T[part],
+                    ctx.temperature,
+                )
+                gradient.add(part, logits_CV)
+                continue
             for own, logits_BV, _scratch in logits.blocks(part, logits_CV):
                 probs_BV = logits_BV.sub_(normaliser_T[own, None]).exp_()
                 gradient_BV = probs_BV.mul_(-upstream_T1[own])

@@ -33,25 +33,29 @@ class Muon(torch.optim.Muon):
                 if parameter.grad is not None:
                     alike.setdefault((parameter.shape, parameter.device), []).append(parameter)
             for (shape, _), parameters in alike.items():
-                updates = torch.stack([self._direction(p, group) for p in parameters])
                 updates = orthogonalised(
-                    updates, group["ns_coefficients"], group["ns_steps"], group["eps"]
+                    self._directions(parameters, group),
+                    group["ns_coefficients"],
+                    group["ns_steps"],
+                    group["eps"],
                 )
                 rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
-                for parameter, update in zip(parameters, updates, strict=True):
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    parameter.add_(update.to(parameter.dtype), alpha=-rate)
+                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                moves = [update.to(parameters[0].dtype) for update in updates.unbind()]
+                torch._foreach_add_(parameters, moves, alpha=-rate)
         return loss
 
-    def _direction(self, parameter: Tensor, group: dict[str, Any]) -> Tensor:
-        """The momentum (looked ahead of, with Nesterov) after this gradient."""
-        gradient = parameter.grad
-        assert gradient is not None
-        state = self.state[parameter]
-        if "momentum_buffer" not in state:
-            state["momentum_buffer"] = torch.zeros_like(gradient)
-        momentum = state["momentum_buffer"].lerp_(gradient, 1 - group["momentum"])
-        return gradient.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
+    def _directions(self, parameters: list[Tensor], group: dict[str, Any]) -> Tensor:
+        """The momenta (looked ahead of, with Nesterov) after these gradients, stacked."""
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            if "momentum_buffer" not in self.state[parameter]:
+                self.state[parameter]["momentum_buffer"] = torch.zeros_like(gradient)
+        momenta = [self.state[parameter]["momentum_buffer"] for parameter in parameters]
+        torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
+        if not group["nesterov"]:
+            return torch.stack(momenta)
+        return torch.stack(gradients).lerp_(torch.stack(momenta), group["momentum"])
 
 
 def orthogonalised(

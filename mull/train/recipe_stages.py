@@ -21,6 +21,8 @@ from mull.train.recipe_parts import (
 
 # Of rollouts: the engine takes the likeliest token where it is lower than one in 100,000.
 _LEAST_TEMPERATURE = 0.01
+# What teaches nothing now may teach something later, and is not given up.
+_MOST_FOCUS = 0.95
 
 
 class StageBase(Table):
@@ -96,7 +98,8 @@ class Rl(TrainedStage):
     algorithm's own (train/algorithms). importance_cap: c of the truncated importance weights
     min(pi_train / pi_rollout, c); gap_alarm: mean log-probability gap beyond which the log warns.
     resample: at most this many times as many questions are tried to replace groups that teach
-    nothing.
+    nothing. focus: how much oftener kinds of questions (a family's level) are asked that still
+    teach something (train/focus).
     """
 
     kind: Literal["rl"]
@@ -115,6 +118,7 @@ class Rl(TrainedStage):
     reference_every: Annotated[int, Field(ge=0)] = 0
     truncated: Literal["mask", "penalise"] = "mask"
     resample: Annotated[float, Field(ge=1.0)] = 1.0
+    focus: Annotated[float, Field(ge=0, le=_MOST_FOCUS)] = 0.0
     staleness: Annotated[int, Field(ge=0)] = 0
     importance_cap: Annotated[float, Field(gt=0)] = 2.0
     gap_alarm: float = 0.1

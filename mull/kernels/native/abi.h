@@ -4,11 +4,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "training.h"
+
 #define MULL_EXPORT extern "C" __attribute__((visibility("default")))
 
 enum Kind : int32_t { kFloat32 = 0, kBFloat16 = 1, kQ8 = 2, kQ4 = 3 };
 
-enum Status : int32_t { kOk = 0, kNoMemory = 1, kBadBlock = 2, kBadSlot = 3, kBadToken = 4 };
+enum Status : int32_t { kOk = 0, kNoMemory = 1, kBadBlock = 2, kBadSlot = 3, kBadToken = 4, kBadRow = 5 };
 
 // Weights [n, k] in panels of 16 outputs; outputs and inputs beyond n and k are zeros.
 // float32: [panel][k][16]; bfloat16: [panel][k/2][16][2].
@@ -301,7 +303,18 @@ struct Variant {
                      float* x, char* scratch, const Team&);
   size_t (*draw_scratch)(const Draw*, int threads);
   void (*draw)(const Draw*, char* scratch, const Team&);
+  size_t (*norm_scratch)(const NormRows*, int threads);
+  void (*norm)(const NormRows*, char* scratch, const Team&);
+  void (*gated)(const GatedRows*, const Team&);
+  void (*summed)(const SummedRows*, const Team&);
+  void (*dealt)(const DealtRows*, const Team&);
+  size_t (*short_attention_scratch)(const ShortAttention*, int threads);
+  void (*short_attention)(const ShortAttention*, int64_t* taken, char* scratch, const Team&);
+  void (*tokens)(const TokenRows*, const Team&);
 };
+
+// The one in use.
+const Variant& selected_variant();
 
 // What one native call asks of another.
 MULL_EXPORT int32_t mull_linear(const Linear*, const float* x, int64_t rows, float* y,

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "abi.h"
+#include "scratch.h"
 #include "team.h"
 
 #if defined(__x86_64__)
@@ -76,44 +77,6 @@ const Variant* find_variant(const char* name) {
   return nullptr;
 }
 
-// More than this is given back at once: a call that needs it takes longer than fresh pages do.
-#if defined(__SANITIZE_ADDRESS__)
-constexpr size_t kMostKept = 0;  // every call's memory ends where it asked for
-#else
-constexpr size_t kMostKept = 64 << 20;
-#endif
-
-// Memory of one call. The last call's is kept for the next: fresh pages cost as much as a layer.
-class Scratch {
- public:
-  explicit Scratch(size_t bytes) : size_((bytes + 127) / 64 * 64) {
-    kept_ = __atomic_exchange_n(&g_kept, nullptr, __ATOMIC_ACQ_REL);
-    if (kept_ && kept_->size >= size_) return;
-    release(kept_);
-    kept_ = static_cast<Kept*>(aligned_alloc(64, sizeof(Kept) + size_));
-    if (kept_) kept_->size = size_;
-  }
-  ~Scratch() {
-    if (kept_ && kept_->size <= kMostKept)
-      release(__atomic_exchange_n(&g_kept, kept_, __ATOMIC_ACQ_REL));
-    else
-      release(kept_);
-  }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  char* get() const { return kept_ ? reinterpret_cast<char*>(kept_ + 1) : nullptr; }
-
- private:
-  struct alignas(64) Kept {
-    size_t size;
-  };
-  static void release(Kept* kept) { free(kept); }
-  static Kept* g_kept;
-  Kept* kept_;
-  size_t size_;
-};
-Scratch::Kept* Scratch::g_kept = nullptr;
-
 // Block numbers come from the caller: a wrong one must not become a wild read.
 int32_t check_paging(const Paging& p, int64_t rows) {
   if (p.sequences > 0 && (p.query_starts[0] != 0 || p.query_starts[p.sequences] != rows))
@@ -161,13 +124,18 @@ uint16_t narrow(float x) {
 }  // namespace
 
 Runtime g_runtime;
+Scratch::Kept* Scratch::g_kept = nullptr;
+
+const Variant& selected_variant() { return *g_variant; }
 
 MULL_EXPORT void mull_sizes(int64_t* sizes) {
   const size_t all[] = {sizeof(Linear), sizeof(Layer), sizeof(Paging),
                         sizeof(Stack),  sizeof(Step),  sizeof(Attention), sizeof(CacheRows),
                         sizeof(Routing), sizeof(LatentLayer), sizeof(LatentStack),
-                        sizeof(NextToken), sizeof(Draw), sizeof(Guess)};
-  for (int i = 0; i < 13; ++i) sizes[i] = static_cast<int64_t>(all[i]);
+                        sizeof(NextToken), sizeof(Draw), sizeof(Guess), sizeof(NormRows),
+                        sizeof(GatedRows), sizeof(SummedRows), sizeof(DealtRows),
+                        sizeof(ShortAttention), sizeof(TokenRows)};
+  for (size_t size : all) *sizes++ = static_cast<int64_t>(size);
 }
 
 MULL_EXPORT void mull_set_runtime(Parallel parallel, Number thread_number, Number team_size) {

@@ -47,6 +47,12 @@ namespace {
 #include "next_token.h"
 
 #include "draw.h"
+
+#include "training_rows.h"
+
+#include "training_attention.h"
+
+#include "training_tokens.h"
 }  // namespace
 }  // namespace MULL_VARIANT
 
@@ -61,6 +67,8 @@ const Variant* MULL_TABLE(MULL_VARIANT)() {
       MULL_NAME(MULL_VARIANT), linear_scratch, linear_team,      attention_scratch, attention_team,
       write_int8,              stack_scratch,  stack_team,       attention_inputs,  attention_outputs,
       latent_scratch,          latent_team,    next_token_scratch, next_token_team, draw_scratch,      draw_team,
+      norm_scratch,   norm_team,   gated_team,       summed_team,       dealt_team,
+      short_attention_scratch, short_attention_team, tokens_team,
   };
   return &table;
 }

@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mull.tasks import Problem
 from mull.train.algorithms import algorithm_of
 from mull.train.batch import Episode
 from mull.train.episodes import Group, Rollout, chosen, group_of, measured
+from mull.train.focus import FocusedQuestions
 from mull.train.metrics import Sample
 from mull.train.problems import Questions
 from mull.train.recipe_stages import Rl
@@ -44,9 +46,9 @@ def reinforce(session: Session, stage: Rl, checkpoint: Checkpoint | None) -> Tra
 
 
 class _Reinforcement:
-    """One rl stage. asked: questions taken by the rollouts that are whole; the rest of its state is
-    the trainee's, the buffer of rollouts that wait, the reference policy, and the steps until which
-    a warning is not said again."""
+    """One rl stage. asked: the state of its questions after the rollouts that are whole; the rest
+    of its state is the trainee's, the buffer of rollouts that wait, the reference policy, and the
+    steps until which a warning is not said again."""
 
     def __init__(self, session: Session, stage: Rl, checkpoint: Checkpoint | None) -> None:
         self.session, self.stage = session, stage
@@ -60,18 +62,22 @@ class _Reinforcement:
         self.algorithm = algorithm_of(stage)
         self.judge = Judge(session.tasks, stage.task, session.pool, self.trainee.writer)
         self.buffer: list[Rollout] = []
-        self.done = self.asked = self.reference_step = 0
+        self.done = self.reference_step = 0
+        self.asked: dict[str, Any] = {"asked": 0, "kinds": {}}
         self.warned: dict[str, int] = {}
         # Begins as what the stage begins with, so only a refreshed one has to be saved.
         self.reference = self._reference() if stage.kl else None
         if checkpoint is not None:
             self._restore(checkpoint)
-        self.questions = Questions(
+        row = Questions(
             session.tasks[stage.task],
             session.recipe.seed,
             stage.name,
             "questions",
-            position=self.asked,
+            position=self.asked["asked"],
+        )
+        self.questions = FocusedQuestions(
+            row, stage.focus, session.seed(stage.name, "focus"), self.asked["kinds"]
         )
 
     def _reference(self) -> Reference:
@@ -102,7 +108,7 @@ class _Reinforcement:
         last = min(step + self.stage.staleness, self.stage.steps - 1)
         while step + len(self.buffer) <= last:
             self.buffer.append(self._rollout(step + len(self.buffer)))
-            self.asked = self.questions.position
+            self.asked = self.questions.state()
 
     def _rollout(self, step: int) -> Rollout:
         stage, start = self.stage, time.perf_counter()
@@ -115,16 +121,22 @@ class _Reinforcement:
         questions: list[Question] = []
         judged: list[list[Judged]] = []
         groups: list[Group] = []
+        weights: list[float] = []
         while missing := _missing(groups, stage):
-            more = self._asked(sampler, step, len(questions), missing)
+            asked = self.questions.take(missing)
+            problems = [each.problem for each in asked]
+            more = self._questions(sampler, step, len(questions), problems)
             answers = sampler.answers(more, stage.sampling, stage.group)
-            problems = [question.problem for question in more]
             verdicts = self.judge.judged(
                 problems, answers, stage.rewards, stage.sampling.max_tokens
             )
+            found = [group_of(q, some, stage) for q, some in zip(more, verdicts, strict=True)]
+            for problem, group in zip(problems, found, strict=True):
+                self.questions.saw(problem, is_live=not group.is_dead)
             questions += more
             judged += verdicts
-            groups += [group_of(q, some, stage) for q, some in zip(more, verdicts, strict=True)]
+            groups += found
+            weights += [1 / each.chance for each in asked]
         if step % _SAMPLE_EVERY == 0:
             self._show(step, questions[0], judged[0][0])
         self.session.bill.add(stage.name, tokens_sampled=sampler.spent.tokens)
@@ -134,17 +146,19 @@ class _Reinforcement:
         }
         rollout = Rollout(
             chosen(groups, stage.questions),
-            measured(judged, groups),
+            measured(judged, groups, weights),
             self.learner.steps_done,
             timing,
         )
         return self._with_routes(rollout)
 
-    def _asked(self, sampler: Sampler, step: int, first: int, count: int) -> list[Question]:
+    def _questions(
+        self, sampler: Sampler, step: int, first: int, problems: Sequence[Problem]
+    ) -> list[Question]:
         seed = self.session.seed
         return [
             sampler.question(problem, seed(self.stage.name, step, first + index))
-            for index, problem in enumerate(self.questions.take(count))
+            for index, problem in enumerate(problems)
         ]
 
     @property
@@ -264,14 +278,15 @@ class _Reinforcement:
             if rollout.experts is not None:
                 tensors[f"buffer/{index}"] = rollout.experts
         waiting = [rollout.to_facts() for rollout in self.buffer]
-        facts |= {"asked": self.asked, "buffer": waiting, "reference_step": self.reference_step}
+        facts |= {"questions": self.asked, "buffer": waiting}
+        facts |= {"reference_step": self.reference_step}
         return tensors, facts | {"warned": dict(self.warned)}
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         facts = checkpoint.facts["stage"]
         self.trainee.restore(checkpoint, facts)
         self.done = int(checkpoint.position["step"])
-        self.asked, self.warned = facts["asked"], dict(facts["warned"])
+        self.asked, self.warned = facts["questions"], dict(facts["warned"])
         self.buffer = [
             Rollout.from_facts(waiting, checkpoint.tensors.get(f"buffer/{index}"))
             for index, waiting in enumerate(facts["buffer"])
