@@ -60,6 +60,7 @@ staleness = 1
 kl = 0.01
 reference_every = 2
 resample = 1.5
+focus = 0.6
 checkpoint_every = 1
 sampling = { max_tokens = 16 }
 

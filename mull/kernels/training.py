@@ -30,7 +30,8 @@ def can_train(*tensors: Tensor) -> bool:
 
 
 def norm(x_SD: Tensor, weight_D: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """(RMSNorm of every row [S, D], 1 / rms [S]). Rows may lie apart, their numbers together."""
+    """(RMSNorm of every row [S, D], 1 / rms [S]). Rows may lie apart."""
+    x_SD = _together(x_SD)
     y_SD = torch.empty(x_SD.shape)
     inverse_S = torch.empty(len(x_SD))
     _call("mull_norm", _norm(x_SD, weight_D, inverse_S, y_SD, eps=eps))
@@ -41,6 +42,7 @@ def norm_backward(
     x_SD: Tensor, weight_D: Tensor, inverse_S: Tensor, upstream_SD: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Gradients of (x [S, D], weight [D])."""
+    x_SD = _together(x_SD)
     of_x_SD, of_weight_D = torch.empty(x_SD.shape), torch.empty(weight_D.shape)
     rows = _norm(x_SD, weight_D, inverse_S, of_x_SD)
     rows.is_backward = 1
@@ -51,7 +53,8 @@ def norm_backward(
 
 
 def gated(gate_SF: Tensor, up_SF: Tensor) -> Tensor:
-    """silu(gate) * up, [S, F]. Both with rows as far apart, their numbers together."""
+    """silu(gate) * up, [S, F]. Rows may lie apart, in both alike."""
+    gate_SF, up_SF = _alike(gate_SF, up_SF)
     inner_SF = torch.empty(gate_SF.shape)
     rows = _gated(gate_SF, up_SF)
     rows.inner = inner_SF.data_ptr()
@@ -67,7 +70,9 @@ def gated_backward(
     of_up_SF: Tensor,
     inner_SF: Tensor | None = None,
 ) -> None:
-    """Writes the gradients of gate and up, rows as far apart in both, and `gated` once more."""
+    """Writes the gradients of gate and up (rows as far apart in both, numbers together), and what
+    `gated` gave once more."""
+    gate_SF, up_SF = _alike(gate_SF, up_SF)
     rows = _gated(gate_SF, up_SF)
     upstream_SF = upstream_SF.contiguous()
     rows.upstream = upstream_SF.data_ptr()
@@ -82,6 +87,7 @@ def summed(table_SD: Tensor, places_Tk: Tensor, weights_S: Tensor | None = None)
     """Of every token the sum of its k rows of the table, each times its weight, [T, D]."""
     out_TD = torch.empty(len(places_Tk), table_SD.shape[1])
     table_SD, places_Tk = table_SD.contiguous(), places_Tk.contiguous()
+    weights_S = None if weights_S is None else weights_S.contiguous()
     rows = library.SummedRows(
         table=table_SD.data_ptr(),
         places=places_Tk.data_ptr(),
@@ -192,6 +198,7 @@ def token_statistics(
     whether the target is the likeliest, bool [S]) of logits over the temperature."""
     logprob_S, entropy_S, normaliser_S = torch.empty(3, len(logits_SV)).unbind()
     is_top_S = torch.empty(len(logits_SV), dtype=torch.bool)
+    logits_SV, targets_S = logits_SV.contiguous(), targets_S.contiguous()
     rows = _tokens(logits_SV, targets_S, normaliser_S, temperature)
     rows.logprob, rows.entropy = logprob_S.data_ptr(), entropy_S.data_ptr()
     rows.is_top = is_top_S.data_ptr()
@@ -206,8 +213,8 @@ def token_gradients(
     upstream_S: Tensor,
     temperature: float,
 ) -> None:
-    """Writes over the logits what the sum of upstream * log-probability changes with each."""
-    upstream_S = upstream_S.contiguous()
+    """Writes over the logits (dense) what the sum of upstream * logprob changes with each."""
+    upstream_S, targets_S = upstream_S.contiguous(), targets_S.contiguous()
     rows = _tokens(logits_SV, targets_S, normaliser_S, temperature)
     rows.upstream = upstream_S.data_ptr()
     _call("mull_tokens", rows)
@@ -228,6 +235,11 @@ def _tokens(
 
 def _together(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _alike(a_SF: Tensor, b_SF: Tensor) -> tuple[Tensor, Tensor]:
+    is_so = a_SF.stride() == b_SF.stride() and a_SF.stride(1) == 1
+    return (a_SF, b_SF) if is_so else (a_SF.contiguous(), b_SF.contiguous())
 
 
 def _norm(

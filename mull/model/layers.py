@@ -92,7 +92,6 @@ class _NativeRmsNorm(torch.autograd.Function):
 class _NativeGated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_TF: Tensor, up_TF: Tensor) -> Tensor:
-        gate_TF, up_TF = gate_TF.contiguous(), up_TF.contiguous()
         ctx.save_for_backward(gate_TF, up_TF)
         return training.gated(gate_TF, up_TF)
 
@@ -100,7 +99,7 @@ class _NativeGated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, upstream_TF: Tensor) -> tuple[Tensor, Tensor]:
         gate_TF, up_TF = ctx.saved_tensors
-        of_gate_TF, of_up_TF = torch.empty_like(gate_TF), torch.empty_like(up_TF)
+        of_gate_TF, of_up_TF = torch.empty(2, *gate_TF.shape).unbind()
         training.gated_backward(gate_TF, up_TF, upstream_TF, of_gate_TF, of_up_TF)
         return of_gate_TF, of_up_TF
 

@@ -40,7 +40,8 @@ class Muon(torch.optim.Muon):
                     group["eps"],
                 )
                 rate = group["lr"] * max(1.0, shape[0] / shape[1]) ** 0.5
-                torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+                if group["weight_decay"]:
+                    torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
                 moves = [update.to(parameters[0].dtype) for update in updates.unbind()]
                 torch._foreach_add_(parameters, moves, alpha=-rate)
         return loss
