@@ -1,6 +1,6 @@
 // Attention over a cache of float32 or bfloat16, widened to float32.
 
-constexpr int64_t kValueChunk = 16;  // value rows widened to float32 at a time
+constexpr int64_t kValueChunk = 64;  // value rows weighed at a time
 constexpr int64_t kFewRows = 4;      // up to here rows read the cache without a widened copy
 constexpr int64_t kAhead = 32;       // keys asked for before they are needed
 
@@ -103,29 +103,54 @@ static void score_rows(const float* q, int64_t rows, const T* const* keys, int64
   if (rows - r == 1) score<1>(q + r * dim, dim, keys, dim, scores + r * kSplit);
 }
 
+// Rows and vectors of a register tile of weighed values: sums, values and a weight in all registers.
+constexpr int kWeighedRows = MULL_VECTOR_BYTES == 64 ? 6 : 4;
+constexpr int kWeighedVectors = MULL_VECTOR_BYTES == 64 ? 4 : 3;
+
 template <int ROWS, int VECTORS, class T>
 static void weigh(float* out, int64_t dim, const float* weights, const T* const* values, int64_t at,
                   int64_t count) {
   vf acc[ROWS][VECTORS];
+#pragma GCC unroll 8
   for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
     for (int v = 0; v < VECTORS; ++v) acc[r][v] = load(out + r * dim + at + v * W);
   for (int64_t s = 0; s < count; ++s) {
     vf value[VECTORS];
+#pragma GCC unroll 4
     for (int v = 0; v < VECTORS; ++v) value[v] = load(values[s] + at + v * W);
+#pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
       for (int v = 0; v < VECTORS; ++v) acc[r][v] += weights[r * kSplit + s] * value[v];
   }
+#pragma GCC unroll 8
   for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
     for (int v = 0; v < VECTORS; ++v) store(out + r * dim + at + v * W, acc[r][v]);
 }
 
-// out[r] += sum over s of weights[r][s] * values[s], for ROWS rows that see the same `count` values.
-template <int ROWS, class T>
-static void weigh_rows(float* out, int64_t dim, const float* weights, const T* const* values,
-                       int64_t count) {
-  int64_t i = 0;
-  for (; i + 4 * W <= dim; i += 4 * W) weigh<ROWS, 4>(out, dim, weights, values, i, count);
-  for (; i < dim; i += W) weigh<ROWS, 1>(out, dim, weights, values, i, count);
+// out[r] += sum over s of weights[r][s] * values[s], for rows that see the same `count` values.
+// Columns first: a tile's share of the values stays in the first cache for all rows.
+template <int VECTORS, class T>
+static void weigh_columns(float* out, int64_t rows, int64_t dim, const float* weights,
+                          const T* const* values, int64_t at, int64_t count) {
+  by_register_tiles<kWeighedRows>(rows, [&](auto height, int64_t r) {
+    weigh<height.count, VECTORS>(out + r * dim, dim, weights + r * kSplit, values, at, count);
+  });
+}
+
+template <class T>
+static void weigh_rows(float* out, int64_t rows, int64_t dim, const float* weights,
+                       const T* const* values, int64_t count) {
+  int64_t at = 0;
+  for (; at + kWeighedVectors * W <= dim; at += kWeighedVectors * W)
+    weigh_columns<kWeighedVectors>(out, rows, dim, weights, values, at, count);
+  if (at + 2 * W <= dim) {
+    weigh_columns<2>(out, rows, dim, weights, values, at, count);
+    at += 2 * W;
+  }
+  if (at < dim) weigh_columns<1>(out, rows, dim, weights, values, at, count);
 }
 
 struct FloatScratch {
@@ -145,15 +170,10 @@ static void weigh_tile(const AttentionTile& tile, const FloatScratch& s, int64_t
   for (int64_t r = 0; r < tile.rows;) {
     const int64_t seen = visible(r);
     int64_t same = 1;
-    while (same < 4 && r + same < tile.rows && visible(r + same) == seen) ++same;
-    float* out = s.parts.part + r * dim;
-    const float* weights = s.scores + r * kSplit + first_key - split_start;
-    if (seen > 0) {
-      if (same == 4) weigh_rows<4>(out, dim, weights, values, seen);
-      if (same == 3) weigh_rows<3>(out, dim, weights, values, seen);
-      if (same == 2) weigh_rows<2>(out, dim, weights, values, seen);
-      if (same == 1) weigh_rows<1>(out, dim, weights, values, seen);
-    }
+    while (r + same < tile.rows && visible(r + same) == seen) ++same;
+    if (seen > 0)
+      weigh_rows(s.parts.part + r * dim, same, dim,
+                 s.scores + r * kSplit + first_key - split_start, values, seen);
     r += same;
   }
 }
@@ -181,7 +201,7 @@ template <class T>
 static void weigh_chunk(const Attention& a, const AttentionTile& tile, const CachedRows& values,
                         int64_t k, int64_t end, int64_t split_start, const FloatScratch& s) {
   const int64_t dim = wide(a.value_dim), count = end - k;
-  if (dim == a.value_dim && tile.rows <= kFewRows) {
+  if (dim == a.value_dim && (tile.rows <= kFewRows || MULL_VECTOR_BYTES == 32)) {
     const T* rows[kValueChunk] = {};
     int64_t i = 0;
     walk(values, k, end, [&](const char* from) { rows[i++] = reinterpret_cast<const T*>(from); });

@@ -134,28 +134,6 @@ static void weigh_chunk_rows(const Int8Scratch& s, int64_t first_row, int64_t ch
   for (; at < dim; at += W) weigh_pages<ROWS, 1>(s, first_row, chunk, quads, dim, at);
 }
 
-template <int N>
-struct Rows {
-  static constexpr int count = N;
-};
-
-// work(Rows<height>, first row) for tiles of nearly equal height.
-template <int MOST, class Work>
-MULL_INLINE void by_register_tiles(int64_t rows, const Work& work) {
-  const int64_t tiles = ceil_div(rows, MOST);
-  for (int64_t t = 0; t < tiles; ++t) {
-    const int64_t r = rows * t / tiles, count = rows * (t + 1) / tiles - r;
-    switch (count) {
-      case 1: work(Rows<1>{}, r); break;
-      case 2: work(Rows<2>{}, r); break;
-      case 3: if constexpr (MOST >= 3) work(Rows<3>{}, r); break;
-      case 4: if constexpr (MOST >= 4) work(Rows<4>{}, r); break;
-      case 5: if constexpr (MOST >= 5) work(Rows<5>{}, r); break;
-      default: if constexpr (MOST >= 6) work(Rows<6>{}, r);
-    }
-  }
-}
-
 // The weights of a chunk, times `inverse`, as whole numbers from 0 to 255.
 MULL_INLINE void store_chunk(uint8_t* bytes, const vf (&weights)[kChunkKeys / W], float inverse) {
   vi whole[kChunkKeys / W];

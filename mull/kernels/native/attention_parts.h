@@ -111,3 +111,25 @@ MULL_INLINE float top_score(float* scores, int64_t count) {
   for (int64_t i = W; i < count; i += W) best = larger(load(scores + i), best);
   return max_of(best);
 }
+
+template <int N>
+struct Rows {
+  static constexpr int count = N;
+};
+
+// work(Rows<height>, first row) for tiles of nearly equal height.
+template <int MOST, class Work>
+MULL_INLINE void by_register_tiles(int64_t rows, const Work& work) {
+  const int64_t tiles = ceil_div(rows, MOST);
+  for (int64_t t = 0; t < tiles; ++t) {
+    const int64_t r = rows * t / tiles, count = rows * (t + 1) / tiles - r;
+    switch (count) {
+      case 1: work(Rows<1>{}, r); break;
+      case 2: work(Rows<2>{}, r); break;
+      case 3: if constexpr (MOST >= 3) work(Rows<3>{}, r); break;
+      case 4: if constexpr (MOST >= 4) work(Rows<4>{}, r); break;
+      case 5: if constexpr (MOST >= 5) work(Rows<5>{}, r); break;
+      default: if constexpr (MOST >= 6) work(Rows<6>{}, r);
+    }
+  }
+}

@@ -15,7 +15,6 @@ struct LatentBuffers {
   float* absorbed;  // [rows, heads, latent + rope]
   float* attended;  // [rows, heads, latent]
   float* expanded;  // [rows, heads * value]
-  float* normed;    // this thread's normed row, before it is put in form
   char* head_rows;  // this thread's rows of one head, in form
   char* attention;
   MlpBuffers mlp;
@@ -43,12 +42,6 @@ static void turn(const float* from, const float* cos, const float* sin, int64_t 
     to[i] = a * cos[i] - b * sin[i];
     to[half + i] = b * cos[i] + a * sin[i];
   }
-}
-
-static void norm_to_form(const float* x, const float* weight, float eps, int64_t width,
-                         float* normed, void* row, int32_t form) {
-  norm_row(x, weight, eps, width, normed, kPlain);
-  to_form(normed, width, row, form);
 }
 
 // This thread's rows of the latents: normed latent, roped key.
@@ -80,26 +73,27 @@ static void cache_rows(const LatentStack& stack, const Step& step, int64_t index
   }
 }
 
-// work(head, first row, rows) for this thread's share of all heads and blocks of rows.
+// work(head, first row, rows, what to multiply next) for this thread's share of all heads and blocks
+// of rows; `next` follows the last.
 template <class Work>
-MULL_INLINE void each_head(const LatentStack& stack, int64_t rows, const Team& team,
-                           const Work& work) {
+MULL_INLINE void each_head(const LatentStack& stack, int64_t rows, const char* next,
+                           const Team& team, const Work& work) {
   const int64_t blocks = ceil_div(rows, kHeadRows), items = stack.heads * blocks;
   for (int64_t i = team.first(items); i < team.last(items); ++i) {
     const int64_t first = i % blocks * kHeadRows;
-    work(i / blocks, first, low(kHeadRows, rows - first));
+    work(i / blocks, first, low(kHeadRows, rows - first), i + 1 < team.last(items) ? nullptr : next);
   }
 }
 
 // Each head's queries: the unroped part into the latent's space, the roped part turned.
 static void absorb_queries(const LatentStack& stack, const LatentLayer& layer, const Step& step,
-                           const LatentBuffers& b, const Team& team) {
+                           const LatentBuffers& b, const char* next, const Team& team) {
   const int64_t head_dim = stack.nope + stack.rope, width = cached_width(stack);
   const int64_t half = stack.rope / 2, panels = ceil_div(stack.latent, kPanel);
   const float* queries = layer.q.n ? b.queries : b.entry;
   const int64_t stride = layer.q.n ? layer.q.n : layer.entry.n;
   const int32_t form = form_of(layer.up_key);
-  each_head(stack, step.rows, team, [&](int64_t head, int64_t first, int64_t rows) {
+  each_head(stack, step.rows, next, team, [&](int64_t head, int64_t first, int64_t rows, const char* then) {
     float* to = b.absorbed + (first * stack.heads + head) * width;
     for (int64_t i = 0; i < rows; ++i) {
       const float* q = queries + (first + i) * stride + head * head_dim;
@@ -109,63 +103,69 @@ static void absorb_queries(const LatentStack& stack, const LatentLayer& layer, c
            to + i * stack.heads * width + stack.latent);
     }
     product_panels(part_of(layer.up_key, head * panels, stack.latent), b.head_rows, rows, to,
-                   stack.heads * width, kStore, 0, panels);
+                   stack.heads * width, kStore, 0, panels, then);
   });
 }
 
 // Each head's attended latents to its values.
 static void expand_values(const LatentStack& stack, const LatentLayer& layer, int64_t rows,
-                          const LatentBuffers& b, const Team& team) {
+                          const LatentBuffers& b, const char* next, const Team& team) {
   const int64_t panels = ceil_div(stack.value, kPanel);
   const int32_t form = form_of(layer.up_value);
-  each_head(stack, rows, team, [&](int64_t head, int64_t first, int64_t count) {
+  each_head(stack, rows, next, team, [&](int64_t head, int64_t first, int64_t count, const char* then) {
     for (int64_t i = 0; i < count; ++i)
       to_form(b.attended + ((first + i) * stack.heads + head) * stack.latent, stack.latent,
               form_row(b.head_rows, form, stack.latent, i), form);
     product_panels(part_of(layer.up_value, head * panels, stack.value), b.head_rows, count,
                    b.expanded + (first * stack.heads + head) * stack.value,
-                   stack.heads * stack.value, kStore, 0, panels);
+                   stack.heads * stack.value, kStore, 0, panels, then);
   });
+}
+
+// Where the part of a per-head linear begins that this thread multiplies first.
+MULL_INLINE const char* own_heads(const LatentStack& stack, const Linear& linear, int64_t n,
+                                  int64_t rows, const Team& team) {
+  const int64_t blocks = ceil_div(rows, kHeadRows);
+  const int64_t head = team.first(stack.heads * blocks) / blocks;
+  return static_cast<const char*>(linear.packed) + head * ceil_div(n, kPanel) * panel_bytes(linear);
 }
 
 // From the residual to absorbed queries and latents. Ends without a barrier.
 static void latent_inputs(const LatentStack& stack, const LatentLayer& layer, const Step& step,
                           const float* x, const LatentBuffers& b, const Team& team) {
   const int64_t rows = step.rows, hidden = stack.hidden;
-  const int32_t form = form_of(layer.entry);
-  for (int64_t r = team.first(rows); r < team.last(rows); ++r)
-    norm_to_form(x + r * hidden, layer.input_norm, stack.eps, hidden, b.normed,
-                 form_row(b.narrow, form, hidden, r), form);
-  team.barrier();
-  product(layer.entry, b.narrow, rows, b.entry, layer.entry.n, kStore,
-          layer.q.n ? &layer.q : nullptr, team);
-  team.barrier();
+  const char* keys = own_heads(stack, layer.up_key, stack.latent, rows, team);
+  const char* x_form = norm_rows(x, layer.input_norm, stack.eps, rows, hidden, b.narrow,
+                                 form_of(layer.entry), team);
+  product(layer.entry, x_form, rows, b.entry, layer.entry.n, kStore,
+          layer.q.n ? own_part(layer.q, team) : keys, team);
   if (layer.q.n) {
-    const int32_t q_form = form_of(layer.q);
-    for (int64_t r = team.first(rows); r < team.last(rows); ++r)
-      norm_to_form(b.entry + r * layer.entry.n, layer.q_norm, kLatentEps, layer.q.k, b.normed,
-                   form_row(b.narrow, q_form, layer.q.k, r), q_form);
-    team.barrier();
-    product(layer.q, b.narrow, rows, b.queries, layer.q.n, kStore, nullptr, team);
-    team.barrier();
+    meet(team, &layer.q);
+    const int32_t form = form_of(layer.q);
+    const char* q_form = prepare_rows(
+        rows, b.narrow, row_bytes_of(form, layer.q.k), team, [&](int64_t r, char* row) {
+          norm_row(b.entry + r * layer.entry.n, layer.q_norm, kLatentEps, layer.q.k, row, form);
+          clear_padding(row, form, layer.q.k);
+        });
+    product(layer.q, q_form, rows, b.queries, layer.q.n, kStore, keys, team);
   }
+  meet(team, keys, layer.up_key);
   latent_rows(stack, layer, step, b, team);
-  absorb_queries(stack, layer, step, b, team);
+  absorb_queries(stack, layer, step, b, own_heads(stack, layer.up_value, stack.value, rows, team),
+                 team);
 }
 
-// From attended latents to the layer's end.
-static void latent_outputs(const LatentStack& stack, const LatentLayer& layer, int64_t rows,
-                           float* x, const LatentBuffers& b, const Team& team) {
-  expand_values(stack, layer, rows, b, team);
-  team.barrier();
-  const int64_t width = layer.out.k;
-  const int32_t form = form_of(layer.out);
-  for (int64_t r = team.first(rows); r < team.last(rows); ++r)
-    to_form(b.expanded + r * width, width, form_row(b.narrow, form, width, r), form);
-  team.barrier();
-  product(layer.out, b.narrow, rows, x, stack.hidden, kAdd, nullptr, team);
-  team.barrier();
-  mlp_half(stack, layer, rows, x, b.mlp, team);
+// From attended latents to the layer's end. `next`: the layer behind, or null.
+static void latent_outputs(const LatentStack& stack, const LatentLayer& layer,
+                           const LatentLayer* next, int64_t rows, float* x, const LatentBuffers& b,
+                           const Team& team) {
+  expand_values(stack, layer, rows, b, own_part(layer.out, team), team);
+  meet(team, &layer.out);
+  const char* expanded = narrowed(b.expanded, layer.out.k, layer.out, rows, b.narrow, team);
+  const Linear& then = layer.router.n ? layer.router : layer.gate;
+  product(layer.out, expanded, rows, x, stack.hidden, kAdd, own_part(then, team), team);
+  meet(team, &then);
+  mlp_half(stack, layer, next ? &next->entry : nullptr, rows, x, b.mlp, team);
 }
 
 static Attention latent_attention(const LatentStack& stack, const Step& step, int64_t index,

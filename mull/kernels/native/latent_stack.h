@@ -35,7 +35,6 @@ static void lay_out_local(const LatentStack& stack, const Widths& w, Arena* aren
   local.groups.places = arena->take<int32_t>(w.pairs);
   local.experts = arena->take<int32_t>(experts);
   local.weights = arena->take<float>(experts);
-  b->normed = arena->take<float>(high(stack.hidden, w.rank));
   const int64_t head = high(stack.latent, stack.nope);
   b->head_rows = arena->take<char>(form_rows_bytes(kPlain, head, kHeadRows));
 }
@@ -43,19 +42,19 @@ static void lay_out_local(const LatentStack& stack, const Widths& w, Arena* aren
 // float32 is the widest form, so every buffer of rows holds any other.
 static int64_t lay_out(const LatentStack& stack, const Step& step, int64_t attention_bytes,
                        char* base, int threads, int id, LatentBuffers* b) {
-  const int64_t rows = step.rows;
+  const int64_t rows = step.rows, row_copies = rows * copies(rows, threads);
   const Widths w = widths_of(stack, rows);
   Arena arena{base, 0};
   b->counters = arena.take<int64_t>(kCounter * stack.num_layers);
-  b->narrow = arena.take<char>(form_rows_bytes(kPlain, w.narrow, rows));
+  b->narrow = arena.take<char>(form_rows_bytes(kPlain, w.narrow, row_copies));
   b->entry = arena.take<float>(rows * w.entry);
   b->queries = arena.take<float>(rows * w.queries);
   b->latents = arena.take<float>(rows * cached_width(stack));
   b->absorbed = arena.take<float>(rows * stack.heads * cached_width(stack));
   b->attended = arena.take<float>(rows * stack.heads * stack.latent);
   b->expanded = arena.take<float>(rows * stack.heads * stack.value);
-  b->mlp.plain = arena.take<char>(form_rows_bytes(kPlain, stack.hidden, rows));
-  b->mlp.narrow = arena.take<char>(form_rows_bytes(kPlain, stack.hidden, rows));
+  b->mlp.plain = arena.take<char>(form_rows_bytes(kPlain, stack.hidden, row_copies));
+  b->mlp.narrow = arena.take<char>(form_rows_bytes(kPlain, stack.hidden, row_copies));
   b->mlp.gathered = arena.take<char>(form_rows_bytes(kPlain, stack.hidden, w.pairs));
   b->mlp.hidden = arena.take<char>(form_rows_bytes(kPlain, w.experts, w.pairs));
   b->mlp.shared = arena.take<char>(form_rows_bytes(kPlain, w.gated, rows));
@@ -94,11 +93,12 @@ static void latent_team(const LatentStack* stack, const Step* step, float* x, ch
     const LatentLayer& layer = stack->layers[i];
     latent_inputs(*stack, layer, *step, x, b, team);
     cache_rows(*stack, *step, i, b, team);
-    team.barrier();
+    meet(team, own_heads(*stack, layer.up_value, stack->value, step->rows, team), layer.up_value);
     const Attention a = latent_attention(*stack, *step, i, b);
     attention_team(&a, b.counters + i * kCounter, b.attention, team);
-    team.barrier();
-    latent_outputs(*stack, layer, step->rows, x, b, team);
+    meet(team, own_heads(*stack, layer.up_value, stack->value, step->rows, team), layer.up_value);
+    latent_outputs(*stack, layer, i + 1 < stack->num_layers ? &stack->layers[i + 1] : nullptr,
+                   step->rows, x, b, team);
   }
   if (stack->final_norm)
     norm_team(x, stack->final_norm, stack->eps, step->rows, stack->hidden, x, team);

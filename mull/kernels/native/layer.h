@@ -36,18 +36,25 @@ constexpr int64_t kAlone = 2;
 
 MULL_INLINE int64_t copies(int64_t rows, int threads) { return rows <= kAlone ? threads : 1; }
 
-// The normed rows, in a form that a product reads; of use to this thread at once.
-static const char* norm_rows(const float* x, const float* weight, float eps, int64_t rows,
-                             int64_t width, char* y, int32_t form, const Team& team) {
+// prepare(r, row r of the result) for every row; the result, of use to this thread at once.
+template <class Prepare>
+MULL_INLINE char* prepare_rows(int64_t rows, char* y, int64_t row_bytes, const Team& team,
+                               const Prepare& prepare) {
   const bool alone = rows <= kAlone;
-  if (alone) y += team.id * rows * row_bytes_of(form, width);
-  for (int64_t r = alone ? 0 : team.first(rows); r < (alone ? rows : team.last(rows)); ++r) {
-    void* row = form_row(y, form, width, r);
-    norm_row(x + r * width, weight, eps, width, row, form);
-    clear_padding(row, form, width);
-  }
+  if (alone) y += team.id * rows * row_bytes;
+  for (int64_t r = alone ? 0 : team.first(rows); r < (alone ? rows : team.last(rows)); ++r)
+    prepare(r, y + r * row_bytes);
   if (!alone) team.barrier();
   return y;
+}
+
+// The normed rows, in a form that a product reads.
+static const char* norm_rows(const float* x, const float* weight, float eps, int64_t rows,
+                             int64_t width, char* y, int32_t form, const Team& team) {
+  return prepare_rows(rows, y, row_bytes_of(form, width), team, [&](int64_t r, char* row) {
+    norm_row(x + r * width, weight, eps, width, row, form);
+    clear_padding(row, form, width);
+  });
 }
 
 static void norm_team(const float* x, const float* weight, float eps, int64_t rows, int64_t width,
@@ -195,7 +202,8 @@ static void mlp(const Stack& stack, const Layer& layer, const Linear* next, int6
     for (int64_t r = 0; r < rows; ++r)
       clear_padding(form_row(buffers.hidden, down_form, width, r), down_form, width);
   meet(team, &layer.down);
-  product(layer.down, buffers.hidden, rows, x, stack.hidden, kAdd, next, team);
+  product(layer.down, buffers.hidden, rows, x, stack.hidden, kAdd, next ? own_part(*next, team) : nullptr,
+          team);
   meet(team, next);
 }
 
@@ -203,21 +211,18 @@ static void output_and_mlp(const Stack& stack, int64_t index, const char* attend
                            float* x, const Buffers& buffers, const Team& team) {
   const Layer& layer = stack.layers[index];
   const Linear* next = index + 1 < stack.num_layers ? &stack.layers[index + 1].qkv : nullptr;
-  product(layer.out, attended, rows, x, stack.hidden, kAdd, &layer.gate, team);
+  product(layer.out, attended, rows, x, stack.hidden, kAdd, own_part(layer.gate, team), team);
   meet(team, &layer.gate);
   mlp(stack, layer, next, rows, x, buffers, team);
 }
 
-// float32 rows of attention's result in the form of `out`; of use to this thread at once.
-static const char* narrowed(const float* attended, int64_t stride, const Layer& layer, int64_t rows,
-                            const Buffers& buffers, const Team& team) {
-  const int32_t form = form_of(layer.out);
-  const bool alone = rows <= kAlone;
-  char* y = buffers.narrow + (alone ? team.id * rows * row_bytes_of(form, layer.out.k) : 0);
-  for (int64_t r = alone ? 0 : team.first(rows); r < (alone ? rows : team.last(rows)); ++r)
-    to_form(attended + r * stride, layer.out.k, form_row(y, form, layer.out.k, r), form);
-  if (!alone) team.barrier();
-  return y;
+// float32 rows of attention's result in the form of `out`.
+static const char* narrowed(const float* attended, int64_t stride, const Linear& out, int64_t rows,
+                            char* y, const Team& team) {
+  const int32_t form = form_of(out);
+  return prepare_rows(rows, y, row_bytes_of(form, out.k), team, [&](int64_t r, char* row) {
+    to_form(attended + r * stride, out.k, row, form);
+  });
 }
 
 // qkv of the heads [first, last) of [q heads | k heads | v heads].
@@ -250,7 +255,7 @@ static void project_heads(const Stack& stack, const Layer& layer, int64_t rows, 
       for (const auto& share : shares)
         for (int64_t head = share[0]; head < share[1]; ++head) visit(r, head);
   } else {
-    product(layer.qkv, normed, rows, qkv, layer.qkv.n, kStore, &layer.out, team);
+    product(layer.qkv, normed, rows, qkv, layer.qkv.n, kStore, own_part(layer.out, team), team);
     team.barrier();
     for (int64_t i = team.first(rows * heads); i < team.last(rows * heads); ++i)
       visit(i / heads, i % heads);
@@ -316,8 +321,8 @@ static void run_layer(const Stack& stack, int64_t index, const Step& step, float
   meet(team, &layer.out);
   const char* attended = buffers.attended;
   if (a.out_form != form_of(layer.out))
-    attended = narrowed(reinterpret_cast<const float*>(attended), a.out_stride, layer, step.rows,
-                        buffers, team);
+    attended = narrowed(reinterpret_cast<const float*>(attended), a.out_stride, layer.out, step.rows,
+                        buffers.narrow, team);
   output_and_mlp(stack, index, attended, step.rows, x, buffers, team);
 }
 
@@ -358,6 +363,6 @@ static void attention_outputs(const Stack* stack, int64_t index, int64_t rows,
   const Layer& layer = stack->layers[index];
   Buffers buffers;
   lay_out(*stack, rows, team.size, 0, scratch, &buffers);
-  const char* narrow = narrowed(attended, layer.out.k, layer, rows, buffers, team);
+  const char* narrow = narrowed(attended, layer.out.k, layer.out, rows, buffers.narrow, team);
   output_and_mlp(*stack, index, narrow, rows, x, buffers, team);
 }

@@ -375,17 +375,20 @@ MULL_INLINE const char* own_part(const Linear& linear, const Team& team) {
 // that the product before has asked for.
 constexpr int64_t kWaitingBytes = 49152;
 
-MULL_INLINE void meet(const Team& team, const Linear* next) {
-  if (!next) return team.barrier();
-  team.barrier(own_part(*next, team) + 4 * panel_bytes(*next), kWaitingBytes);
+MULL_INLINE void meet(const Team& team, const char* own, const Linear& next) {
+  team.barrier(own + 4 * panel_bytes(next), kWaitingBytes);
 }
 
-// This thread's panels. `next`: the linear multiplied after this one, or null.
+MULL_INLINE void meet(const Team& team, const Linear* next) {
+  if (!next) return team.barrier();
+  meet(team, own_part(*next, team), *next);
+}
+
+// This thread's panels. `next`: weights multiplied after these, or null.
 static void product(const Linear& linear, const void* x, int64_t rows, float* y, int64_t y_stride,
-                    Mode mode, const Linear* next, const Team& team) {
+                    Mode mode, const char* next, const Team& team) {
   const int64_t panels = panels_of(linear);
-  product_panels(linear, x, rows, y, y_stride, mode, team.first(panels), team.last(panels),
-                 next ? own_part(*next, team) : nullptr);
+  product_panels(linear, x, rows, y, y_stride, mode, team.first(panels), team.last(panels), next);
 }
 
 static size_t linear_scratch(const Linear* linear, int64_t rows) {
