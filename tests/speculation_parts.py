@@ -9,6 +9,7 @@ from engine_parts import make_engine
 
 from mull.engine.engine import Engine
 from mull.engine.lookup import PromptLookup
+from mull.engine.speculation import Speculation
 from mull.engine.step_costs import StepCosts
 from mull.model.transformer import CausalLM
 from mull.text.tokenizer import Tokenizer
@@ -31,9 +32,16 @@ class CostlyRows(FreeRows):
         return float(rows)
 
 
+class Eager(Speculation):
+    """Looks for guesses after every token."""
+
+    steps_before_a_look = 1  # type: ignore[assignment]
+
+
 def eager_engine(model: CausalLM, tokenizer: Tokenizer, **options: Any) -> Engine:
     """Drafts whatever can be drafted, at every step."""
     engine = make_engine(model, tokenizer, **options)
+    engine.speculation = Eager(engine.scheduler, mode=engine.speculation.mode)
     engine.speculation.costs = FreeRows()
     return engine
 

@@ -44,14 +44,25 @@ def test_every_row_is_drawn_as_its_definition_says(
     logits_BV[:, 1 : 1 + forbidden] = -INF
     inverses = [(0.0, 1.0, 0.4, 3.0)[(seed + row) % 4] for row in range(rows)]
     noise = torch.rand(rows, generator=torch.Generator().manual_seed(seed)).tolist()
+    scales = [(1.0, 0.4)[(seed // 7 + row) % 2] for row in range(rows)]
     with using(variant):
-        tokens, chances = kernels.draw(logits_BV, inverses, noise, tell_chances=True)
+        tokens, chances, logprobs = kernels.draw(
+            logits_BV, inverses, noise, tell_chances=True, logprob_scales=scales
+        )
         alone = [
-            kernels.draw(logits_BV[row : row + 1], inverses[row : row + 1], noise[row : row + 1])
+            kernels.draw(
+                logits_BV[row : row + 1],
+                inverses[row : row + 1],
+                noise[row : row + 1],
+                logprob_scales=scales[row : row + 1],
+            )
             for row in range(rows)
         ]
-    assert [token for (token,), _ in alone] == tokens
+    assert [token for (token,), *_ in alone] == tokens
+    assert [logprob for *_, (logprob,) in alone] == logprobs
     for row, (token, chance) in enumerate(zip(tokens, chances, strict=True)):
+        told = (logits_BV[row].double() * scales[row]).log_softmax(-1)[token]
+        assert logprobs[row] == pytest.approx(float(told), abs=1e-4, rel=1e-5)
         wanted, likeliest, distance = expected(logits_BV[row], inverses[row], noise[row])
         assert token == wanted or distance < 1e-5
         assert logits_BV[row, token] > -INF
@@ -69,7 +80,7 @@ def test_a_damaged_row_is_told_from_the_others(
     logits_BV[2] = -INF
     with using(variant):
         for inverse in (0.0, 1.0):
-            tokens, _ = kernels.draw(logits_BV, [inverse] * 3, [0.5] * 3)
+            tokens, *_ = kernels.draw(logits_BV, [inverse] * 3, [0.5] * 3)
             assert tokens[0] >= 0
             assert tokens[1:] == [-1, -1]
 
@@ -83,6 +94,6 @@ def test_the_first_of_equal_ones_and_never_one_of_no_weight(variant: str) -> Non
     with using(variant):
         assert kernels.draw(logits_BV, [0.0] * 3, [0.9] * 3)[0] == [0, 7, 5]
         for noise in (0.0, 0.49, 0.51, 1 - 2**-48):
-            tokens, _ = kernels.draw(logits_BV, [1.0] * 3, [noise] * 3)
+            tokens, *_ = kernels.draw(logits_BV, [1.0] * 3, [noise] * 3)
             assert tokens[2] == (5 if noise < 0.5 else 200)
             assert tokens[0] == int(noise * 400)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING
 
+from mull.engine.decode_loop import MOST_STEPS
 from mull.engine.request import Request, SamplingParams
 from mull.errors import RequestError
 
@@ -77,22 +78,23 @@ def decode_seconds(
     """Seconds for `steps` tokens of each of `batch` sequences, once all their prompts are computed.
 
     While long prompts are computed step by step, those that are done already decode: at the start
-    of the clock the first ones are a few tokens ahead.
+    of the clock the first ones are a few tokens ahead. The last call may compute a few steps more:
+    what is told is the share of `steps`.
     """
     ahead = batch * prompt_tokens // engine.scheduler.max_batch_tokens + 1
     for i in range(batch):
-        engine.submit(_request(engine, prompt_tokens, steps + ahead + 1, seed + i))
+        most = steps + ahead + 2 * MOST_STEPS
+        engine.submit(_request(engine, prompt_tokens, most, seed + i))
     while not _all_decode(engine, batch):
         engine.step()
     before = engine.counters.decode_tokens
     start = time.perf_counter()
-    for _ in range(steps):
+    while (decoded := engine.counters.decode_tokens - before) < batch * steps:
         engine.step()
     seconds = time.perf_counter() - start
-    decoded = engine.counters.decode_tokens - before
+    assert _all_decode(engine, batch), "an answer ended before the clock was stopped"
     engine.cancel_all()
-    assert decoded == batch * steps, f"{decoded} tokens instead of {batch * steps}: batch not whole"
-    return seconds
+    return seconds * batch * steps / decoded
 
 
 def _all_decode(engine: Engine, batch: int) -> bool:

@@ -19,12 +19,13 @@ from torch import Tensor
 from mull.engine.block_cache import BlockManager
 from mull.engine.cache import PagedCache, choose_num_blocks
 from mull.engine.counters import Counters
+from mull.engine.decode_loop import DecodeLoop
 from mull.engine.mtp import Fork, MtpDrafter
 from mull.engine.paged import BlockTables, PagedSequences
 from mull.engine.prompt_logprobs import read_prompts
 from mull.engine.reply import Reply
 from mull.engine.request import Event, Request, TokenLogprob, check_fits
-from mull.engine.sampler import sample
+from mull.engine.sampler import refuse_damage, sample
 from mull.engine.scheduler import Chunk, Scheduler
 from mull.engine.sequence import Sequence
 from mull.engine.speculation import Mode, Speculation, choose_mode
@@ -117,6 +118,7 @@ class Engine:
         if mode == "mtp":
             self.drafter = MtpDrafter(model, self.cache, self.blocks, vocabulary=self.vocabulary)
         self.speculation = Speculation(self.scheduler, mode=mode, drafter=self.drafter)
+        self._loop = DecodeLoop(model, self.cache, self.blocks, vocabulary=self.vocabulary)
         self.ends = frozenset(tokenizer.eos_ids) | frozenset(self.config.eos_token_ids)
         self._samples: dict[int, list[Sequence]] = {}
         self._replies: dict[Sequence, Reply] = {}
@@ -220,15 +222,23 @@ class Engine:
             self._replies[seq].answer_now()
         return bool(seqs)
 
+    def interrupt(self, *, is_wanted: bool = True) -> None:
+        """Somebody waits: until this is taken back no call computes more than one step, and the one
+        under way ends as soon as it can. Thread-safe."""
+        self._loop.interrupt.value = int(is_wanted)
+
     @torch.inference_mode()
     def step(self) -> list[Event]:
-        """Compute one batch and return what it brought to light."""
+        """Compute one batch, or several steps of one where nothing else is to be done between
+        them, and return what came to light."""
         events, self._pending = self._pending, []
         chunks = self.scheduler.schedule()
         if not chunks:
             return events
         self.speculation.propose(chunks, lambda seq: self._replies[seq].tokens_left)
         start = time.perf_counter()
+        if (steps := self._steps_at_once(chunks)) > 1:
+            return events + self._run_steps(chunks, steps, start)
         paged = PagedSequences(chunks, self.cache, self._tables)
         hidden_TD = self.model(paged.ids_T, paged)
         logits_RV = self._logits(chunks, hidden_TD)
@@ -271,7 +281,9 @@ class Engine:
         if len(seqs) > len(logits_RV):
             logits_RV = logits_RV[[row for turn in turns for row in turn.rows]]
         tokens, logprobs = sample(logits_RV, seqs, drafted)
-        self.speculation.learn(chunks, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        self.speculation.learn(chunks, seconds)
+        self._loop.took(chunks, seconds)
         events: list[Event] = []
         if len(tokens) == len(turns):  # no drafts
             for seq, token, logprob in zip(seqs, tokens, logprobs, strict=True):
@@ -279,7 +291,48 @@ class Engine:
             return events
         drawn = iter(zip(tokens, logprobs, strict=True))
         for turn in turns:
-            events += self._take(turn, list(islice(drawn, len(turn.rows))))
+            found, right = self._take(turn.seq, list(islice(drawn, len(turn.rows))), turn.draft)
+            events += found
+            self._decode_tokens += right
+            self.speculation.accepted += right
+        return events
+
+    def _steps_at_once(self, chunks: list[Chunk]) -> int:
+        if self.drafter is not None:
+            return 1
+        replies = [self._replies[chunk.seq] for chunk in chunks]
+        return self._loop.steps(
+            chunks,
+            [reply.tokens_left for reply in replies],
+            streams=not all(reply.reads_at_end for reply in replies),
+            most=self.speculation.steps_before_a_look,
+        )
+
+    def _run_steps(self, chunks: list[Chunk], steps: int, start: float) -> list[Event]:
+        replies = [self._replies[chunk.seq] for chunk in chunks]
+        drawn = self._loop.run(self._tables, [reply.watched for reply in replies], steps)
+        refuse_damage(drawn.tokens[0])
+        # A later step's damage shows again in the next call, as its first.
+        made = sum(min(tokens) >= 0 for tokens in drawn.tokens)
+        seconds = (time.perf_counter() - start) / made
+        self.speculation.learn(chunks, seconds, steps=made)
+        self._loop.took(chunks, seconds)
+        self._count(chunks)
+        self._steps += made - 1
+        events: list[Event] = []
+        for row, chunk in enumerate(chunks):
+            seq = chunk.seq
+            self.scheduler.computed(chunk)
+            tokens = [step[row] for step in drawn.tokens[:made]]
+            logprobs: list[TokenLogprob | None] = [None] * made
+            if drawn.logprobs is not None and seq.sampling.logprobs is not None:
+                logprobs = [
+                    TokenLogprob(token, step[row])
+                    for token, step in zip(tokens, drawn.logprobs[:made], strict=True)
+                ]
+            found, taken = self._take(seq, list(zip(tokens, logprobs, strict=True)), tokens[:-1])
+            events += found
+            self._decode_tokens += taken
         return events
 
     def _logits(self, chunks: list[Chunk], hidden_TD: Tensor) -> Tensor | None:
@@ -334,9 +387,11 @@ class Engine:
             return 0
         return reply.tokens_left - 1
 
-    def _take(self, turn: Turn, drawn: list[tuple[int, TokenLogprob | None]]) -> list[Event]:
-        """Append what was drawn, up to the first token that its draft had not foreseen."""
-        seq, draft = turn.seq, turn.draft
+    def _take(
+        self, seq: Sequence, drawn: list[tuple[int, TokenLogprob | None]], foreseen: list[int]
+    ) -> tuple[list[Event], int]:
+        """Append what was drawn, up to the first token that had not been foreseen: each was drawn
+        after the foreseen ones before it. Also how many are more than the first."""
         events: list[Event] = []
         for i, (token, logprob) in enumerate(drawn):
             if i:
@@ -345,16 +400,13 @@ class Engine:
             events += self._take_one(seq, token, logprob)
             # Over as well when the answer has ended, or its thinking was closed.
             is_alone = len(seq) == length and seq.token_ids[-1] == token
-            if draft[i : i + 1] != [token] or seq not in self._replies or not is_alone:
+            if foreseen[i : i + 1] != [token] or seq not in self._replies or not is_alone:
                 break
-            if not seq.speculate:  # its grammar begins: what comes next was drawn without it
-                break
-        if draft:
-            self._decode_tokens += i
-            self.speculation.accepted += i
-            if seq in self._replies:
-                self.blocks.trim(seq)
-        return events
+            if seq.constraint is not None and not seq.constraint.is_free:
+                break  # its grammar begins: what comes next was drawn without it
+        if foreseen and seq in self._replies:
+            self.blocks.trim(seq)
+        return events, i
 
     def _take_one(self, seq: Sequence, token: int, logprob: TokenLogprob | None) -> list[Event]:
         if self._replies[seq].ends_too_early(token):

@@ -72,7 +72,7 @@ class Reply:
         self._closing_tokens = self._thought = 0
         needs_text = request.think_budget is not None or request.detect_loops
         needs_text = needs_text or bool(request.sampling.stop) or request.grammar is not None
-        self._reads_at_end = not (request.streams or needs_text)
+        self.reads_at_end = not (request.streams or needs_text)
         self._unread: list[int] = []
         self._unsent: list[Event] = []
         self._new_ids: list[int] = []
@@ -86,6 +86,11 @@ class Reply:
         return self.finish_reason is not None
 
     @property
+    def watched(self) -> frozenset[int]:
+        """Tokens after which no other is wanted."""
+        return self.ends | self.stop_ids
+
+    @property
     def tokens_left(self) -> int:
         """How many more it may have at most."""
         return self.max_tokens - self.seq.generated
@@ -97,7 +102,7 @@ class Reply:
         self._note(token_id, logprob, is_forced)
         if not is_forced and self._is_end(token_id):
             return self._finish("stop")
-        if self._reads_at_end:
+        if self.reads_at_end:
             self._unread.append(token_id)
             return self._finish_if_full()
         was_thinking = self.parser.is_thinking
@@ -119,7 +124,7 @@ class Reply:
 
     def reason_to_close(self) -> CloseReason | None:
         """Why the thinking must be closed before anything else is sampled, if so."""
-        if self.is_finished or (self._reads_at_end and not self.control.wants_answer):
+        if self.is_finished or (self.reads_at_end and not self.control.wants_answer):
             return None
         self._read()
         if not self.parser.is_thinking:

@@ -89,6 +89,12 @@ class SamplingParams:
     def has_filters(self) -> bool:
         return self.top_k > 0 or self.top_p < 1.0 or self.min_p > 0.0
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether a token is drawn from the logits as they are, and no other's chance is told."""
+        is_unfiltered = self.is_greedy or not self.has_filters
+        return is_unfiltered and not (self.has_penalties or self.logit_bias or self.logprobs)
+
 
 @dataclass(frozen=True)
 class Request:

@@ -65,6 +65,7 @@ class _Loop:
     def put(self, command: Callable[[], None]) -> None:
         with self.changed:
             self.inbox.append(command)
+            self.engine.interrupt()
             self.changed.notify()
 
     def submit(self, request: Request, stream: _Stream) -> None:
@@ -90,6 +91,7 @@ class _Loop:
             return not self.is_closing
 
     def _empty_inbox(self) -> None:
+        self.engine.interrupt(is_wanted=False)
         while self.inbox:
             try:
                 self.inbox.popleft()()
@@ -195,6 +197,7 @@ class EngineRunner:
             loop.engine.scheduler.check_room(loop.arriving)
             loop.arriving += request.sampling.n
             loop.inbox.append(lambda: loop.submit(request, stream))
+            loop.engine.interrupt()
             loop.changed.notify()
 
 

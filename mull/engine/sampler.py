@@ -40,6 +40,41 @@ def sample(
     accepted.
     """
     drafted = drafted or [()] * len(seqs)
+    # The row alone decides which code draws it: the two differ in the last bit of a weight.
+    is_native = kernels.can_draw(logits_BV)
+    plain = [i for i, seq in enumerate(seqs) if is_native and seq.is_plain]
+    if len(plain) == len(seqs):
+        return _sample_plain(logits_BV, seqs, drafted)
+    if not plain:
+        return _sample_others(logits_BV, seqs, drafted)
+    tokens = [0] * len(seqs)
+    logprobs: list[TokenLogprob | None] = [None] * len(seqs)
+    others = [i for i, seq in enumerate(seqs) if not seq.is_plain]
+    for way, some in ((_sample_plain, plain), (_sample_others, others)):
+        found = way(logits_BV[some], [seqs[i] for i in some], [drafted[i] for i in some])
+        for i, token, logprob in zip(some, *found, strict=True):
+            tokens[i], logprobs[i] = token, logprob
+    return tokens, logprobs
+
+
+def _sample_plain(
+    logits_BV: Tensor, seqs: Rows[Sequence], drafted: Rows[Rows[int]]
+) -> tuple[list[int], list[TokenLogprob | None]]:
+    """Rows whose logits are taken as they are: all in one native call."""
+    wanted = [seq.sampling.logprobs is not None for seq in seqs]
+    scales = [logprob_scale(seq.sampling) for seq in seqs] if any(wanted) else None
+    tokens, told = _draw_natively(logits_BV, seqs, drafted, scales)
+    if scales is None:
+        return tokens, [None] * len(seqs)
+    return tokens, [
+        TokenLogprob(token, value) if is_wanted else None
+        for token, value, is_wanted in zip(tokens, told, wanted, strict=True)
+    ]
+
+
+def _sample_others(
+    logits_BV: Tensor, seqs: Rows[Sequence], drafted: Rows[Rows[int]]
+) -> tuple[list[int], list[TokenLogprob | None]]:
     wants_logprobs = [i for i, seq in enumerate(seqs) if seq.sampling.logprobs is not None]
     raw_RV = logits_BV[wants_logprobs] if wants_logprobs else None
     if raw_RV is not None and any(seq.sampling.tempered_logprobs for seq in seqs):
@@ -56,8 +91,12 @@ def sample(
 
 def _temper(logits_BV: Tensor, params: Rows[SamplingParams]) -> None:
     """In place, the rows that want it; greedy ones have no distribution but the model's own."""
-    scales = [p.temperature if p.tempered_logprobs and not p.is_greedy else 1.0 for p in params]
-    logits_BV /= logits_BV.new_tensor(scales)[:, None]
+    logits_BV *= logits_BV.new_tensor([logprob_scale(p) for p in params])[:, None]
+
+
+def logprob_scale(params: SamplingParams) -> float:
+    """What logits are multiplied by before log-probabilities are told."""
+    return 1.0 / params.temperature if params.tempered_logprobs and not params.is_greedy else 1.0
 
 
 def choose(logits_BV: Tensor, seqs: Rows[Sequence], drafted: Rows[Rows[int]]) -> list[int]:
@@ -65,7 +104,7 @@ def choose(logits_BV: Tensor, seqs: Rows[Sequence], drafted: Rows[Rows[int]]) ->
     adjust(logits_BV, seqs, drafted)
     # The row alone decides which code draws it: the two differ in the last bit of a weight.
     is_native = kernels.can_draw(logits_BV)
-    plain = _draw_natively if is_native else _greedy
+    plain = _draw_unfiltered if is_native else _greedy
     ways = [
         plain if p.is_greedy or (is_native and not p.has_filters) else draw
         for p in (seq.sampling for seq in seqs)
@@ -97,13 +136,29 @@ def inverse_temperatures(seqs: Rows[Sequence], *, greedy: float = 0.0) -> list[f
     return [greedy if seq.sampling.is_greedy else 1.0 / seq.sampling.temperature for seq in seqs]
 
 
-def _draw_natively(logits_BV: Tensor, seqs: Rows[Sequence], drafted: Rows[Rows[int]]) -> list[int]:
+def _draw_unfiltered(
+    logits_BV: Tensor, seqs: Rows[Sequence], drafted: Rows[Rows[int]]
+) -> list[int]:
+    return _draw_natively(logits_BV, seqs, drafted)[0]
+
+
+def _draw_natively(
+    logits_BV: Tensor,
+    seqs: Rows[Sequence],
+    drafted: Rows[Rows[int]],
+    scales: list[float] | None = None,
+) -> tuple[list[int], list[float]]:
     inverses = inverse_temperatures(seqs)
     noise = _noise(seqs, drafted) if any(inverses) else [0.0] * len(seqs)
-    tokens, _ = kernels.draw(logits_BV, inverses, noise)
+    tokens, _, logprobs = kernels.draw(logits_BV, inverses, noise, logprob_scales=scales)
+    refuse_damage(tokens)
+    return tokens, logprobs
+
+
+def refuse_damage(tokens: list[int]) -> None:
+    """ModelError where a token is -1 (see kernels.draw)."""
     if min(tokens) < 0:
         raise _damage()
-    return tokens
 
 
 def _greedy(logits_BV: Tensor, _seqs: Rows[Sequence], _drafted: Rows[Rows[int]]) -> list[int]:
@@ -199,6 +254,14 @@ def _seen(seq: Sequence, drafted: Rows[int]) -> dict[int, int]:
     for token in drafted:
         seen[token] = seen.get(token, 0) + 1
     return seen
+
+
+def noise_of(seqs: Rows[Sequence], *, ahead: int) -> list[float]:
+    """Each row's number for the token after `ahead` more; 0 where the likeliest is taken."""
+    return [
+        0.0 if seq.sampling.is_greedy else uniform(seq.seed, seq.index, seq.generated + ahead)
+        for seq in seqs
+    ]
 
 
 def _noise(seqs: Rows[Sequence], drafted: Rows[Rows[int]]) -> list[float]:

@@ -49,6 +49,7 @@ class Sequence:
                 may_think=request.may_think,
                 breaks_loops=request.detect_loops,
             )
+        self.is_plain = request.sampling.is_plain and self.constraint is None
         self._speculate = request.speculate
         # Occurrences in the answer of every token seen; 0 for those of the prompt alone.
         self.seen: dict[int, int] = {}

@@ -46,7 +46,8 @@ class Speculation:
         self.accepted = 0
         self._blocks = scheduler.blocks
         self._max_rows = scheduler.max_batch_tokens
-        self.is_decode = False
+        self.is_decode = self._could_pay = False
+        self._quiet_steps = 0  # since a guess was last made
         self._lookups: dict[Sequence, PromptLookup] = {}
 
     def propose(self, chunks: list[Chunk], tokens_left: Callable[[Sequence], int]) -> None:
@@ -54,11 +55,18 @@ class Speculation:
         # Beside a prompt a step is bound by arithmetic: rows cost what they bring.
         self.is_decode = self.mode != "off" and all(chunk.seq.is_decoding for chunk in chunks)
         rows, ends = sum(chunk.count for chunk in chunks), len(chunks)
-        if not self.is_decode or not self._could_pay(rows, ends):
+        self._could_pay = self.is_decode and self._pays_at_best(rows, ends)
+        if not self._could_pay:
             return
         guesses = self._lookup if self.drafter is None else self._ask_drafter
         for i, length in self._best(guesses(chunks, tokens_left), rows, ends).items():
             self._extend(chunks[i], length)
+
+    @property
+    def steps_before_a_look(self) -> int | None:
+        """How many steps may go by before a sequence's end is looked for again in what it said; None:
+        any number. As many as have found nothing worth a guess: a repetition has several tokens."""
+        return max(1, self._quiet_steps) if self.mode == "ngram" and self._could_pay else None
 
     def after_step(self, ends: int) -> Choice:
         """What the drafter does after a step in which so many sequences have drawn."""
@@ -72,8 +80,9 @@ class Speculation:
         """Guesses to be made though they may not pay: to see how often further ones are right."""
         return _PROBED if self.gate.is_probe else 1
 
-    def learn(self, chunks: list[Chunk], seconds: float) -> None:
-        """What the step took for which drafts were last proposed."""
+    def learn(self, chunks: list[Chunk], seconds: float, *, steps: int = 1) -> None:
+        """What each of the steps took for which drafts were last proposed."""
+        self._quiet_steps += steps
         if self.is_decode:
             self.costs.observe(sum(chunk.rows for chunk in chunks), seconds)
 
@@ -112,7 +121,7 @@ class Speculation:
                 found += [(c, i) for c in guesses.chances[: max(0, most)] if c >= _LEAST_CHANCE]
         return found
 
-    def _could_pay(self, rows: int, ends: int) -> bool:
+    def _pays_at_best(self, rows: int, ends: int) -> bool:
         """Whether sure guesses would: if not, nobody need be asked for any."""
         rate = LEAST_GAIN * ends / self.costs.cost(rows)
         return any(
@@ -139,6 +148,7 @@ class Speculation:
     def _extend(self, chunk: Chunk, length: int) -> None:
         length = min(length, self._room(chunk))  # drafts before this one have taken blocks
         if length > 0:
+            self._quiet_steps = 0
             chunk.draft = self._first_guesses(chunk.seq, length)
             self._blocks.append(chunk.seq, chunk.rows)
             self.drafted += length

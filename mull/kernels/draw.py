@@ -28,24 +28,31 @@ def draw(
     noise: Sequence[float],
     *,
     tell_chances: bool = False,
-) -> tuple[list[int], list[float]]:
-    """(token, chance of the likeliest token) of every row, chances only if asked for; a token of -1
-    where a logit is NaN or infinite. Minus infinity forbids a token.
+    logprob_scales: Sequence[float] | None = None,
+) -> tuple[list[int], list[float], list[float]]:
+    """(token, chance of the likeliest token, log-probability of the token) of every row; chances
+    and log-probabilities only if asked for; a token of -1 where a logit is NaN or infinite. Minus
+    infinity forbids a token.
 
     inverse_temperatures: 0 takes the likeliest token, the first of equal ones. noise: in [0, 1), of
-    no meaning there. A row's result does not depend on the other rows.
+    no meaning there. logprob_scales: log-probabilities are those of softmax(logits * scale). A
+    row's result does not depend on the other rows.
     """
     rows, vocabulary = logits_BV.shape
     inverse_B = torch.tensor(inverse_temperatures, dtype=torch.float32)
     noise_B = torch.tensor(noise, dtype=torch.float64)
     tokens_B = torch.empty(rows, dtype=torch.int64)
     chances_B = torch.empty(rows if tell_chances else 0, dtype=torch.float32)
+    scales_B = torch.tensor(logprob_scales or [], dtype=torch.float32)
+    logprobs_B = torch.empty(len(scales_B), dtype=torch.float32)
     wanted = library.Draw(
         logits=logits_BV.data_ptr(),
         inverse_temperature=inverse_B.data_ptr(),
         noise=noise_B.data_ptr(),
         tokens=tokens_B.data_ptr(),
         sureness=chances_B.data_ptr() if tell_chances else None,
+        logprobs=logprobs_B.data_ptr() if logprob_scales else None,
+        logprob_scale=scales_B.data_ptr() if logprob_scales else None,
         rows=rows,
         vocabulary=vocabulary,
         stride=logits_BV.stride(0),
@@ -53,4 +60,4 @@ def draw(
     lib = library.library()
     assert lib is not None
     library.check(lib.mull_draw(ctypes.byref(wanted), library.threads()))
-    return tokens_B.tolist(), chances_B.tolist()
+    return tokens_B.tolist(), chances_B.tolist(), logprobs_B.tolist()

@@ -19,6 +19,7 @@ from mull.errors import KernelError
 from mull.kernels.structs import Attention as Attention
 from mull.kernels.structs import CacheRows as CacheRows
 from mull.kernels.structs import DealtRows as DealtRows
+from mull.kernels.structs import Decode as Decode
 from mull.kernels.structs import Draw as Draw
 from mull.kernels.structs import GatedRows as GatedRows
 from mull.kernels.structs import Guess as Guess
@@ -29,6 +30,7 @@ from mull.kernels.structs import Linear as Linear
 from mull.kernels.structs import NextToken as NextToken
 from mull.kernels.structs import NormRows as NormRows
 from mull.kernels.structs import Paging as Paging
+from mull.kernels.structs import Places as Places
 from mull.kernels.structs import Routing as Routing
 from mull.kernels.structs import ShortAttention as ShortAttention
 from mull.kernels.structs import Stack as Stack
@@ -56,6 +58,8 @@ _STRUCTS = (
     LatentStack,
     NextToken,
     Draw,
+    Places,
+    Decode,
     Guess,
     NormRows,
     GatedRows,
@@ -82,6 +86,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "mull_latent_stack": (_i32, [_pointer, _pointer, _pointer, _i32]),
     "mull_next_token": (_i32, [_pointer, _pointer, _pointer, _pointer, _i32]),
     "mull_draw": (_i32, [_pointer, _i32]),
+    "mull_decode": (_i32, [_pointer, _i32]),
     "mull_guess": (_i32, [_pointer, _i32]),
     "mull_norm": (_i32, [_pointer, _i32]),
     "mull_gated": (_i32, [_pointer, _i32]),

@@ -143,9 +143,46 @@ class Draw(ctypes.Structure):
         ("noise", c_void_p),
         ("tokens", c_void_p),
         ("sureness", c_void_p),
+        ("logprobs", c_void_p),
+        ("logprob_scale", c_void_p),
         ("rows", c_int64),
         ("vocabulary", c_int64),
         ("stride", c_int64),
+    )
+
+
+class Places(ctypes.Structure):
+    _fields_ = (
+        ("first", c_void_p),
+        ("positions", c_void_p),
+        ("slots", c_void_p),
+        ("context", c_void_p),
+        ("query_starts", c_void_p),
+    )
+
+
+class Decode(ctypes.Structure):
+    _fields_ = (
+        ("stack", ctypes.POINTER(Stack)),
+        ("latent_stack", ctypes.POINTER(LatentStack)),
+        ("head", ctypes.POINTER(Linear)),
+        ("step", Step),
+        ("places", Places),
+        ("hidden", c_void_p),
+        ("logits", c_void_p),
+        ("inverse_temperature", c_void_p),
+        ("noise", c_void_p),
+        ("logprob_scale", c_void_p),
+        ("ends", c_void_p),
+        ("tokens", c_void_p),
+        ("logprobs", c_void_p),
+        ("interrupt", c_void_p),
+        ("rows", c_int64),
+        ("vocabulary", c_int64),
+        ("ends_each", c_int64),
+        ("steps", c_int64),
+        ("most_ended", c_int64),
+        ("made", c_int64),
     )
 
 
@@ -154,9 +191,9 @@ class Guess(ctypes.Structure):
         ("module", ctypes.POINTER(NextToken)),
         ("head", ctypes.POINTER(Linear)),
         ("step", Step),
+        ("places", Places),
         ("hidden", c_void_p),
         ("logits", c_void_p),
-        ("first", c_void_p),
         ("room", c_void_p),
         ("inverse_temperature", c_void_p),
         ("noise", c_void_p),
@@ -166,10 +203,6 @@ class Guess(ctypes.Structure):
         ("tokens", c_void_p),
         ("sureness", c_void_p),
         ("chances", c_void_p),
-        ("positions", c_void_p),
-        ("slots", c_void_p),
-        ("context", c_void_p),
-        ("query_starts", c_void_p),
         ("rows", c_int64),
         ("vocabulary", c_int64),
         ("surenesses", c_int64),

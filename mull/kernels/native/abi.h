@@ -157,9 +157,44 @@ struct Draw {
   const double* noise;               // [rows], in [0, 1)
   int64_t* tokens;                   // [rows]; -1 where a logit is no finite number
   float* sureness;                   // [rows] or null: the likeliest token's probability
+  float* logprobs;                   // [rows] or null: of the drawn token,
+  const float* logprob_scale;        // [rows]: under softmax(logits * this)
   int64_t rows;
   int64_t vocabulary;
   int64_t stride;
+};
+
+// Where tokens that follow on each other go: those of row r to positions first[r] and following.
+struct Places {
+  const int64_t* first;  // [rows]
+  int64_t* positions;    // [rows] of memory, as the others
+  int32_t* slots;
+  int32_t* context;
+  int32_t* query_starts;  // [rows + 1]
+};
+
+// Several decode steps of `rows` sequences of a stack's tokens, each drawn from the one before.
+struct Decode {
+  const Stack* stack;              // this or the next one, the other null
+  const LatentStack* latent_stack;
+  const Linear* head;
+  Step step;      // all but tokens and places: those are set for every step
+  Places places;
+  float* hidden;  // [rows, hidden] of memory
+  float* logits;  // [rows, head.n] of memory
+  const float* inverse_temperature;  // [rows], see Draw
+  const double* noise;               // [steps, rows]
+  const float* logprob_scale;        // [rows], see Draw
+  const int64_t* ends;   // [rows, ends_each]: tokens after which a row is not wanted
+  int64_t* tokens;       // [steps + 1, rows]: the first row is given; -1 see Draw
+  float* logprobs;       // [steps, rows] or null
+  const int32_t* interrupt;  // not 0: this step is the last one
+  int64_t rows;
+  int64_t vocabulary;
+  int64_t ends_each;
+  int64_t steps;
+  int64_t most_ended;  // rows; once more have ended, this step is the last one
+  int64_t made;        // steps
 };
 
 // Guesses for `rows` sequences, each building on the one before, as many as bring most tokens a second:
@@ -168,9 +203,9 @@ struct Guess {
   const NextToken* module;
   const Linear* head;
   Step step;             // all but tokens and places: those are set for every guess
-  float* hidden;         // [rows, hidden]: the module's output after position `first`; overwritten
+  Places places;         // row r's first guess is of the token after position first[r]
+  float* hidden;         // [rows, hidden]: the module's output after that position; overwritten
   float* logits;         // [rows, head.n]
-  const int64_t* first;  // [rows]
   const int64_t* room;   // [rows], falling: guesses after the first that there is a place for
   const float* inverse_temperature;  // [rows], see Draw
   const double* noise;               // [depth, rows]
@@ -179,11 +214,7 @@ struct Guess {
   const double* costs;   // [depth + 2]: of a step that checks so many guesses of each row
   int64_t* tokens;       // [depth, rows]; -1: none
   float* sureness;       // [depth, rows]
-  double* chances;       // [rows] of memory, as the next four
-  int64_t* positions;
-  int32_t* slots;
-  int32_t* context;
-  int32_t* query_starts;  // [rows + 1]
+  double* chances;       // [rows] of memory
   int64_t rows;
   int64_t vocabulary;
   int64_t surenesses;
@@ -322,6 +353,12 @@ MULL_EXPORT int32_t mull_linear(const Linear*, const float* x, int64_t rows, flo
 MULL_EXPORT int32_t mull_next_token(const NextToken*, const Step*, const float* hidden, float* x,
                                     int32_t threads);
 MULL_EXPORT int32_t mull_draw(const Draw*, int32_t threads);
+
+MULL_EXPORT int32_t mull_stack(const Stack*, const Step*, float* x, int32_t threads);
+MULL_EXPORT int32_t mull_latent_stack(const LatentStack*, const Step*, float* x, int32_t threads);
+
+// The first `rows` rows of `step` become the tokens `passes` positions after the first ones.
+void place_rows(const Places& places, int64_t rows, int64_t passes, Step* step);
 
 // One row of packed weights as float32 [k].
 void unpack_row(const Linear& linear, int64_t row, float* to);

@@ -72,12 +72,25 @@ static int64_t draw_row(const Draw& draw, int64_t row, float* weights, double* b
   const float* logits = draw.logits + row * draw.stride;
   const int64_t best = likeliest(logits, draw.vocabulary);
   const float inverse = draw.inverse_temperature[row];
-  if (best < 0 || (inverse == 0.0f && !draw.sureness)) return best;
-  const double total = weigh(logits, draw.vocabulary, logits[best], inverse > 0.0f ? inverse : 1.0f,
-                             weights, block_sums);
-  if (draw.sureness) draw.sureness[row] = static_cast<float>(1.0 / total);
-  if (inverse == 0.0f) return best;
-  return place_of(weights, block_sums, draw.vocabulary, draw.noise[row] * total);
+  if (best < 0) return best;
+  int64_t token = best;
+  float scale = 0.0f;  // of the weights that `total` is the sum of
+  double total = 0.0;
+  if (inverse > 0.0f || draw.sureness) {
+    scale = inverse > 0.0f ? inverse : 1.0f;
+    total = weigh(logits, draw.vocabulary, logits[best], scale, weights, block_sums);
+    if (draw.sureness) draw.sureness[row] = static_cast<float>(1.0 / total);
+    if (inverse > 0.0f)
+      token = place_of(weights, block_sums, draw.vocabulary, draw.noise[row] * total);
+  }
+  if (draw.logprobs) {
+    const float wanted = draw.logprob_scale[row];
+    if (scale != wanted)
+      total = weigh(logits, draw.vocabulary, logits[best], wanted, weights, block_sums);
+    draw.logprobs[row] =
+        static_cast<float>((logits[token] - logits[best]) * wanted - __builtin_log(total));
+  }
+  return token;
 }
 
 // Of every thread: the weights of a row, after the sums of its blocks.

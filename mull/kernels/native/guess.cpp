@@ -27,30 +27,11 @@ double rate_of(const Guess& g, int64_t depth, float sureness) {
   return g.rates[(depth < deepest ? depth : deepest) * g.surenesses + (place < last ? place : last)];
 }
 
-// Places of one more key for each of the first rows.
-void step_on(const Guess& g, int64_t rows, int64_t passes, Step* step) {
-  const Paging& paging = g.step.paging;
-  for (int64_t r = 0; r < rows; ++r) {
-    const int64_t at = g.first[r] + passes;
-    const int32_t block = paging.block_table[r * paging.blocks_per_sequence + at / paging.block_size];
-    g.positions[r] = at;
-    g.slots[r] = static_cast<int32_t>(block * paging.block_size + at % paging.block_size);
-    g.context[r] = static_cast<int32_t>(at + 1);
-    g.query_starts[r] = static_cast<int32_t>(r);
-  }
-  g.query_starts[rows] = static_cast<int32_t>(rows);
-  step->rows = step->paging.sequences = rows;
-  step->slots = g.slots;
-  step->positions = g.positions;
-}
-
 }  // namespace
 
 MULL_EXPORT int32_t mull_guess(Guess* guess, int32_t threads) {
   Guess& g = *guess;
   Step step = g.step;
-  step.paging.context = g.context;
-  step.paging.query_starts = g.query_starts;
   double expected = g.expected, begin = 0.0;
   g.further_seconds = 0.0;
   for (int64_t r = 0; r < g.rows; ++r) g.chances[r] = 1.0;
@@ -59,14 +40,14 @@ MULL_EXPORT int32_t mull_guess(Guess* guess, int32_t threads) {
     const int64_t rows = rows_with_room(g, g.passes), at = g.passes * g.rows;
     if (rows == 0) break;
     if (g.passes) {
-      step_on(g, rows, g.passes, &step);
+      place_rows(g.places, rows, g.passes, &step);
       step.ids = g.tokens + at - g.rows;
       if (int32_t status = mull_next_token(g.module, &step, g.hidden, g.hidden, threads))
         return status;
     }
     if (int32_t status = mull_linear(g.head, g.hidden, rows, g.logits, threads)) return status;
     const Draw draw{g.logits,      g.inverse_temperature, g.noise + at, g.tokens + at,
-                    g.sureness + at, rows,                  g.vocabulary, g.head->n};
+                    g.sureness + at, nullptr, nullptr, rows, g.vocabulary, g.head->n};
     if (int32_t status = mull_draw(&draw, threads)) return status;
     double likely = 0.0;
     for (int64_t r = 0; r < rows; ++r) {
