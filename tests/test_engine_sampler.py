@@ -15,6 +15,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from mull import kernels
 from mull.engine import sampler
 from mull.engine.request import Request, SamplingParams
 from mull.engine.sequence import Sequence
@@ -23,6 +24,14 @@ from mull.errors import ModelError
 PROMPT = [1, 5, 9, 9, 200]
 UNIFORM_7_0_0 = 0.304170625270892
 ANSWER = [5, 7, 7, 7, 250]
+
+
+@pytest.fixture(params=["native", "torch"])
+def way(request, monkeypatch):
+    """Where tokens are drawn: in native code where there is any, on other devices in torch."""
+    if request.param == "torch":
+        monkeypatch.setattr(kernels, "can_draw", lambda _logits: False)
+    return request.param
 
 
 def make_sequence(params: SamplingParams, seed: int = 0, answer: list[int] = ANSWER) -> Sequence:
@@ -88,6 +97,7 @@ KINDS = {
 
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize(("vocabulary", "spread"), [(300, 4.0), (5001, 6.0), (5001, 1.0)])
+@pytest.mark.usefixtures("way")
 def test_tokens_are_drawn_as_often_as_their_probability_says(kind, vocabulary, spread, monkeypatch):
     draws = 1000
     monkeypatch.setattr(sampler, "uniform", lambda seed, *_: (seed + 0.5) / draws)
@@ -114,6 +124,7 @@ def test_the_best_few_are_the_best_few(vocabulary):
 
 
 @pytest.mark.parametrize("vocabulary", [300, 384, 4096])
+@pytest.mark.usefixtures("way")
 def test_greedy_takes_the_largest_and_the_lowest_of_equal_ones(vocabulary):
     logits = make_logits(vocabulary, 3.0).repeat(5, 1)
     logits[1, [290, 7, 131]] = 50.0
@@ -125,8 +136,9 @@ def test_greedy_takes_the_largest_and_the_lowest_of_equal_ones(vocabulary):
     assert sampler.sample(logits, greedy)[0] == [best, 7, 0, 255, best]
 
 
+@pytest.mark.usefixtures("way")
 def test_a_row_is_the_same_alone_and_among_others_of_every_kind(monkeypatch):
-    drawn: list[int] = []  # rows that went to torch
+    drawn: list[int] = []  # rows that were drawn with torch's operations
     draw = sampler.draw
 
     def watched(logits_BV, seqs, drafted):

@@ -1,5 +1,6 @@
 """The draw of one token a row, in native code, against the definition in float64."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -97,3 +98,57 @@ def test_the_first_of_equal_ones_and_never_one_of_no_weight(variant: str) -> Non
             tokens, *_ = kernels.draw(logits_BV, [1.0] * 3, [noise] * 3)
             assert tokens[2] == (5 if noise < 0.5 else 200)
             assert tokens[0] == int(noise * 400)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+@given(
+    vocabulary=st.integers(1, 700),
+    spread=st.sampled_from([0.01, 1.0, 5.0]),
+    filters=st.tuples(
+        st.sampled_from([0, 1, 2, 50, 1000]),
+        st.sampled_from([1.0, 0.999, 0.9, 0.3, 1e-9]),
+        st.sampled_from([0.0, 1e-4, 0.05, 1.0]),
+    ),
+    seed=st.integers(0, 10_000),
+)
+@examples(80)
+def test_filters_keep_the_likeliest_and_leave_them_their_shares(
+    variant: str,
+    vocabulary: int,
+    spread: float,
+    filters: tuple[int, float, float],
+    seed: int,
+) -> None:
+    logits_V = torch.randn(vocabulary, generator=torch.Generator().manual_seed(seed)) * spread
+    logits_V[:3] = logits_V[0]  # equal ones stand in order of their ids
+    grid = [(i + 0.5) / 64 for i in range(64)]
+    rows = np.repeat(np.array([filters]), len(grid), axis=0)
+    wanted = kernels.Filters(
+        rows[:, 0].astype(np.int64), rows[:, 1].copy(), rows[:, 2].astype(np.float32)
+    )
+    with using(variant):
+        tokens, *_ = kernels.draw(
+            logits_V.repeat(len(grid), 1), [1.0] * len(grid), grid, filters=wanted
+        )
+    weights_V = (logits_V - logits_V.max()).exp().double()
+    order = sorted(range(vocabulary), key=lambda token: (-float(weights_V[token]), token))
+    top_k, top_p, min_p = filters
+    order = order[: top_k or vocabulary]
+    mass, kept = top_p * float(weights_V[order].sum()), order[:1]
+    for token in order[1:]:
+        ends = float(weights_V[kept].sum())
+        if (top_p < 1.0 and ends >= mass) or float(weights_V[token]) < min_p:
+            break
+        kept.append(token)
+    if top_k in (0, *range(vocabulary, 1001)) and (top_p, min_p) == (1.0, 0.0):
+        kept.sort()  # nothing is filtered
+    ends_K = weights_V[kept].cumsum(-1) / weights_V[kept].sum()
+    for noise, token in zip(grid, tokens, strict=True):
+        near = [kept[i] for i in range(len(kept)) if _covers(ends_K, i, noise)]
+        assert token in near
+
+
+def _covers(ends_K: torch.Tensor, i: int, noise: float) -> bool:
+    """Whether entry i is drawn at this noise, or at one nearby."""
+    start = float(ends_K[i - 1]) if i else 0.0
+    return start - 2e-3 <= noise <= float(ends_K[i]) + 2e-3

@@ -23,10 +23,11 @@ from mull.engine.fused_decoder import FusedDecoder
 from mull.engine.fused_latent import FusedLatentLayers
 from mull.engine.native_step import native_library
 from mull.engine.paged import BlockTables
-from mull.engine.sampler import inverse_temperatures, logprob_scale, noise_of
+from mull.engine.sampler import filters_of, inverse_temperatures, logprob_scale, noise_of
 from mull.engine.scheduler import Chunk
 from mull.engine.sequence import Sequence
 from mull.kernels import PackedLinear, library
+from mull.kernels.draw import pointers
 from mull.model.transformer import CausalLM
 
 MOST_STEPS = 8
@@ -115,6 +116,7 @@ class DecodeLoop:
         noise_NB = np.array([noise_of(seqs, ahead=i) for i in range(steps)])
         inverse_B = np.array(inverse_temperatures(seqs), dtype=np.float32)
         scale_B = np.array([logprob_scale(seq.sampling) for seq in seqs], dtype=np.float32)
+        filters = filters_of(seqs)
         wants_logprobs = any(seq.sampling.logprobs is not None for seq in seqs)
         logprobs_NB = np.empty((steps if wants_logprobs else 0, rows), dtype=np.float32)
         ends_BE = _padded(ends)
@@ -147,6 +149,7 @@ class DecodeLoop:
             logits=self._logits.data_ptr(),
             inverse_temperature=inverse_B.ctypes.data,
             noise=noise_NB.ctypes.data,
+            **pointers(filters),
             logprob_scale=scale_B.ctypes.data,
             ends=ends_BE.ctypes.data,
             tokens=tokens_NB.ctypes.data,

@@ -92,8 +92,7 @@ class SamplingParams:
     @property
     def is_plain(self) -> bool:
         """Whether a token is drawn from the logits as they are, and no other's chance is told."""
-        is_unfiltered = self.is_greedy or not self.has_filters
-        return is_unfiltered and not (self.has_penalties or self.logit_bias or self.logprobs)
+        return not (self.has_penalties or self.logit_bias or self.logprobs)
 
 
 @dataclass(frozen=True)

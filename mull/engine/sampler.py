@@ -102,17 +102,13 @@ def logprob_scale(params: SamplingParams) -> float:
 def choose(logits_BV: Tensor, seqs: Rows[Sequence], drafted: Rows[Rows[int]]) -> list[int]:
     """As `sample`, without log-probabilities."""
     adjust(logits_BV, seqs, drafted)
-    # The row alone decides which code draws it: the two differ in the last bit of a weight.
-    is_native = kernels.can_draw(logits_BV)
-    plain = _draw_unfiltered if is_native else _greedy
-    ways = [
-        plain if p.is_greedy or (is_native and not p.has_filters) else draw
-        for p in (seq.sampling for seq in seqs)
-    ]
+    if kernels.can_draw(logits_BV):
+        return _draw_natively(logits_BV, seqs, drafted)[0]
+    ways = [_greedy if seq.sampling.is_greedy else draw for seq in seqs]
     if len(set(ways)) == 1:
         return ways[0](logits_BV, seqs, drafted)
     tokens = [0] * len(seqs)
-    for way in (plain, draw):
+    for way in (_greedy, draw):
         some = [i for i, own in enumerate(ways) if own is way]
         found = way(logits_BV[some], [seqs[i] for i in some], [drafted[i] for i in some])
         for i, token in zip(some, found, strict=True):
@@ -136,12 +132,6 @@ def inverse_temperatures(seqs: Rows[Sequence], *, greedy: float = 0.0) -> list[f
     return [greedy if seq.sampling.is_greedy else 1.0 / seq.sampling.temperature for seq in seqs]
 
 
-def _draw_unfiltered(
-    logits_BV: Tensor, seqs: Rows[Sequence], drafted: Rows[Rows[int]]
-) -> list[int]:
-    return _draw_natively(logits_BV, seqs, drafted)[0]
-
-
 def _draw_natively(
     logits_BV: Tensor,
     seqs: Rows[Sequence],
@@ -150,9 +140,23 @@ def _draw_natively(
 ) -> tuple[list[int], list[float]]:
     inverses = inverse_temperatures(seqs)
     noise = _noise(seqs, drafted) if any(inverses) else [0.0] * len(seqs)
-    tokens, _, logprobs = kernels.draw(logits_BV, inverses, noise, logprob_scales=scales)
+    tokens, _, logprobs = kernels.draw(
+        logits_BV, inverses, noise, logprob_scales=scales, filters=filters_of(seqs)
+    )
     refuse_damage(tokens)
     return tokens, logprobs
+
+
+def filters_of(seqs: Rows[Sequence]) -> kernels.Filters | None:
+    """None where no row has any."""
+    params = [seq.sampling for seq in seqs]
+    if not any(p.has_filters for p in params):
+        return None
+    return kernels.Filters(
+        np.array([p.top_k for p in params]),
+        np.array([p.top_p for p in params]),
+        np.array([p.min_p for p in params], dtype=np.float32),
+    )
 
 
 def refuse_damage(tokens: list[int]) -> None:

@@ -8,7 +8,7 @@ from mull.kernels.attention import (
     write_latents,
     write_values,
 )
-from mull.kernels.draw import can_draw, draw
+from mull.kernels.draw import Filters, can_draw, draw
 from mull.kernels.int8_cache import check_latent_shape as check_int8_latent_shape
 from mull.kernels.int8_cache import check_shape as check_int8_shape
 from mull.kernels.int8_cache import latent_row_bytes as int8_latent_row_bytes
@@ -17,6 +17,7 @@ from mull.kernels.library import describe, native_available, release_threads
 from mull.kernels.linear import PackedLinear
 
 __all__ = [
+    "Filters",
     "PackedLinear",
     "can_draw",
     "check_int8_latent_shape",

@@ -5,11 +5,28 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
+from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mull.kernels import library
+
+
+class Filters(NamedTuple):
+    """Of every row: top_k int64 (0 is off), top_p float64 (1 is off), min_p float32 (0 is off)."""
+
+    top_k: np.ndarray
+    top_p: np.ndarray
+    min_p: np.ndarray
+
+
+def pointers(filters: Filters | None) -> dict[str, int]:
+    """As the native structs have them."""
+    if filters is None:
+        return {}
+    return {name: part.ctypes.data for name, part in filters._asdict().items()}
 
 
 def can_draw(logits_BV: Tensor) -> bool:
@@ -29,6 +46,7 @@ def draw(
     *,
     tell_chances: bool = False,
     logprob_scales: Sequence[float] | None = None,
+    filters: Filters | None = None,
 ) -> tuple[list[int], list[float], list[float]]:
     """(token, chance of the likeliest token, log-probability of the token) of every row; chances
     and log-probabilities only if asked for; a token of -1 where a logit is NaN or infinite. Minus
@@ -36,7 +54,8 @@ def draw(
 
     inverse_temperatures: 0 takes the likeliest token, the first of equal ones. noise: in [0, 1), of
     no meaning there. logprob_scales: log-probabilities are those of softmax(logits * scale). A
-    row's result does not depend on the other rows.
+    row's result does not depend on the other rows. With filters the tokens that are left are drawn
+    from in falling order of probability, without in order of their ids.
     """
     rows, vocabulary = logits_BV.shape
     inverse_B = torch.tensor(inverse_temperatures, dtype=torch.float32)
@@ -49,6 +68,7 @@ def draw(
         logits=logits_BV.data_ptr(),
         inverse_temperature=inverse_B.data_ptr(),
         noise=noise_B.data_ptr(),
+        **pointers(filters),
         tokens=tokens_B.data_ptr(),
         sureness=chances_B.data_ptr() if tell_chances else None,
         logprobs=logprobs_B.data_ptr() if logprob_scales else None,

@@ -155,6 +155,9 @@ struct Draw {
   const float* logits;
   const float* inverse_temperature;  // [rows]; 0: the likeliest token
   const double* noise;               // [rows], in [0, 1)
+  const int64_t* top_k;              // [rows], or null: no row has filters, see draw_kept.h
+  const double* top_p;
+  const float* min_p;
   int64_t* tokens;                   // [rows]; -1 where a logit is no finite number
   float* sureness;                   // [rows] or null: the likeliest token's probability
   float* logprobs;                   // [rows] or null: of the drawn token,
@@ -184,6 +187,9 @@ struct Decode {
   float* logits;  // [rows, head.n] of memory
   const float* inverse_temperature;  // [rows], see Draw
   const double* noise;               // [steps, rows]
+  const int64_t* top_k;              // [rows] or null, as the next two
+  const double* top_p;
+  const float* min_p;
   const float* logprob_scale;        // [rows], see Draw
   const int64_t* ends;   // [rows, ends_each]: tokens after which a row is not wanted
   int64_t* tokens;       // [steps + 1, rows]: the first row is given; -1 see Draw

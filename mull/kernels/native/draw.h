@@ -1,8 +1,6 @@
 // One token a row: the likeliest, or the one its number falls on in vocabulary order. Sums run in one
 // order whatever the batch; a row is one thread's work.
 
-constexpr int64_t kDrawBlock = 128;  // entries summed in float32; blocks are summed in float64
-
 MULL_INLINE int64_t draw_blocks(int64_t vocabulary) { return ceil_div(vocabulary, kDrawBlock); }
 
 // Index of the largest logit, the first of equal ones; -1 where one is NaN or infinite, or all are
@@ -68,7 +66,30 @@ static int64_t place_of(const float* weights, const double* block_sums, int64_t 
   return place;
 }
 
-static int64_t draw_row(const Draw& draw, int64_t row, float* weights, double* block_sums) {
+// One thread's memory for a row.
+struct DrawScratch {
+  float* weights;      // [vocabulary]
+  double* block_sums;
+  int32_t* heap;       // [vocabulary] where rows have filters
+};
+
+static DrawScratch lay_out_draw(const Draw& draw, Arena* arena) {
+  DrawScratch s;
+  s.weights = arena->take<float>(draw.vocabulary);
+  s.block_sums = arena->take<double>(draw_blocks(draw.vocabulary));
+  s.heap = arena->take<int32_t>(draw.top_k ? draw.vocabulary : 0);
+  return s;
+}
+
+MULL_INLINE Filters filters_of(const Draw& draw, int64_t row) {
+  if (!draw.top_k) return {0, 1.0, 0.0f};
+  const int64_t top_k = draw.top_k[row];
+  return {top_k < draw.vocabulary ? top_k : 0, draw.top_p[row], draw.min_p[row]};
+}
+
+static int64_t draw_row(const Draw& draw, int64_t row, const DrawScratch& s) {
+  float* weights = s.weights;
+  double* block_sums = s.block_sums;
   const float* logits = draw.logits + row * draw.stride;
   const int64_t best = likeliest(logits, draw.vocabulary);
   const float inverse = draw.inverse_temperature[row];
@@ -80,7 +101,11 @@ static int64_t draw_row(const Draw& draw, int64_t row, float* weights, double* b
     scale = inverse > 0.0f ? inverse : 1.0f;
     total = weigh(logits, draw.vocabulary, logits[best], scale, weights, block_sums);
     if (draw.sureness) draw.sureness[row] = static_cast<float>(1.0 / total);
-    if (inverse > 0.0f)
+    const Filters filters = filters_of(draw, row);
+    const bool has_filters = filters.top_k || filters.top_p < 1.0 || filters.min_p > 0.0f;
+    if (inverse > 0.0f && has_filters)
+      token = draw_kept({weights, draw.vocabulary, total}, filters, draw.noise[row], s.heap);
+    else if (inverse > 0.0f)
       token = place_of(weights, block_sums, draw.vocabulary, draw.noise[row] * total);
   }
   if (draw.logprobs) {
@@ -93,16 +118,16 @@ static int64_t draw_row(const Draw& draw, int64_t row, float* weights, double* b
   return token;
 }
 
-// Of every thread: the weights of a row, after the sums of its blocks.
 static size_t draw_scratch(const Draw* draw, int threads) {
-  const int64_t sums = round_up(draw_blocks(draw->vocabulary) * 8, 64);
-  return static_cast<size_t>(threads * (sums + round_up(draw->vocabulary * 4, 64)));
+  Arena arena{nullptr, 0};
+  for (int i = 0; i < threads; ++i) lay_out_draw(*draw, &arena);
+  return static_cast<size_t>(arena.used);
 }
 
 static void draw_team(const Draw* draw, char* scratch, const Team& team) {
-  char* own = scratch + static_cast<int64_t>(draw_scratch(draw, 1)) * team.id;
-  double* block_sums = reinterpret_cast<double*>(own);
-  float* weights = reinterpret_cast<float*>(own + round_up(draw_blocks(draw->vocabulary) * 8, 64));
+  Arena arena{scratch, 0};
+  DrawScratch s{};
+  for (int i = 0; i <= team.id; ++i) s = lay_out_draw(*draw, &arena);
   for (int64_t r = team.first(draw->rows); r < team.last(draw->rows); ++r)
-    draw->tokens[r] = draw_row(*draw, r, weights, block_sums);
+    draw->tokens[r] = draw_row(*draw, r, s);
 }

@@ -46,8 +46,15 @@ MULL_EXPORT int32_t mull_guess(Guess* guess, int32_t threads) {
         return status;
     }
     if (int32_t status = mull_linear(g.head, g.hidden, rows, g.logits, threads)) return status;
-    const Draw draw{g.logits,      g.inverse_temperature, g.noise + at, g.tokens + at,
-                    g.sureness + at, nullptr, nullptr, rows, g.vocabulary, g.head->n};
+    Draw draw{};
+    draw.logits = g.logits;
+    draw.inverse_temperature = g.inverse_temperature;
+    draw.noise = g.noise + at;
+    draw.tokens = g.tokens + at;
+    draw.sureness = g.sureness + at;
+    draw.rows = rows;
+    draw.vocabulary = g.vocabulary;
+    draw.stride = g.head->n;
     if (int32_t status = mull_draw(&draw, threads)) return status;
     double likely = 0.0;
     for (int64_t r = 0; r < rows; ++r) {

@@ -46,6 +46,8 @@ namespace {
 
 #include "next_token.h"
 
+#include "draw_kept.h"
+
 #include "draw.h"
 
 #include "training_rows.h"
