@@ -49,7 +49,8 @@ def build_library(name: str, compiler: str, *options: str) -> Path:
 def kernel_tests() -> list[str]:
     """The files whose tests compute with the kernels."""
     others = {f"test_kernels_{name}.py" for name in ("library", "neon", "sanitised")}
-    patterns = ("test_kernels_*.py", "test_engine_fused*.py", "test_engine_guessing.py")
+    patterns = ("test_kernels_*.py", "test_engine_fused*.py")
+    patterns += ("test_engine_guessing.py", "test_engine_decode_loop.py")
     files = [file for pattern in patterns for file in (ROOT / "tests").glob(pattern)]
     return sorted(str(file) for file in files if file.name not in others)
 

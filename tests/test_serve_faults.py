@@ -278,6 +278,22 @@ def test_a_bad_database_ends_the_command_with_one_line(home: Path, up_ends: Up) 
     up_ends(2, "is the database running", "--database", gone)
 
 
+def test_a_new_file_that_another_writes_into_is_waited_for(tmp_path: Path) -> None:
+    path = tmp_path / "chats.db"
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("CREATE TABLE theirs (x)")
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreBusyError, match="locked by another program"):
+        Database(f"sqlite:///{path}", busy_seconds=0.1)
+    done = threading.Timer(0.3, other.execute, ["COMMIT"])
+    done.start()
+    with Database(f"sqlite:///{path}") as database, database.read() as connection:
+        assert connection.exec_driver_sql("PRAGMA journal_mode").scalar() == "wal"
+    done.join()
+    other.close()
+
+
+
 def test_a_busy_or_unwritable_database_says_which(tmp_path: Path) -> None:
     path = tmp_path / "chats.db"
     with Database(f"sqlite:///{path}", busy_seconds=0.1) as database:

@@ -25,7 +25,6 @@ static AttentionPlan plan_attention(const Attention& a, int64_t tile_rows, int t
   AttentionPlan plan;
   plan.groups = a.heads / a.kv_heads;
   plan.heads_per_tile = low(plan.groups, tile_rows);
-  plan.head_tiles = ceil_div(plan.groups, plan.heads_per_tile);
   plan.positions_per_tile = high(static_cast<int64_t>(1), tile_rows / plan.heads_per_tile);
   plan.items = 0;
   plan.splits = 1;
@@ -37,7 +36,12 @@ static AttentionPlan plan_attention(const Attention& a, int64_t tile_rows, int t
     work += tiles * splits;
     if (tiles > 0) plan.splits = high(plan.splits, splits);
   }
-  plan.items *= a.kv_heads * plan.head_tiles;
+  plan.items *= a.kv_heads;
+  // A single short sequence of latents: one key head for all, whose query heads are shared out.
+  if (plan.splits == 1 && plan.items > 0 && plan.items < threads)
+    plan.heads_per_tile = ceil_div(plan.heads_per_tile, ceil_div(threads, plan.items));
+  plan.head_tiles = ceil_div(plan.groups, plan.heads_per_tile);
+  plan.items *= plan.head_tiles;
   work *= a.kv_heads * plan.head_tiles;
   const int64_t bytes = a.rows * a.heads * plan.splits * (wide(a.value_dim) + W) * 4;
   // A single tile of more than a quarter of a thread's share could leave the other threads waiting.

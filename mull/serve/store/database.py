@@ -7,7 +7,9 @@ refuses becomes a StoreError with one line that says what to do.
 from __future__ import annotations
 
 import os
+import sqlite3
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -124,9 +126,9 @@ class Database:
     def _set_up(self, raw: Any, _record: Any) -> None:
         raw.isolation_level = None  # we say BEGIN ourselves: see `_begin`
         cursor = raw.cursor()
+        cursor.execute(f"PRAGMA busy_timeout={self._milliseconds}")
+        self._keep_a_log(cursor)
         for pragma in (
-            f"busy_timeout={self._milliseconds}",
-            "journal_mode=WAL",
             "synchronous=FULL",
             "foreign_keys=ON",
             "secure_delete=ON",
@@ -134,6 +136,19 @@ class Database:
         ):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
+
+    def _keep_a_log(self, cursor: sqlite3.Cursor) -> None:
+        """Write-ahead logging. SQLite does not wait here, as it does elsewhere, while another process
+        writes into a file that has none yet."""
+        end = time.monotonic() + self.busy_seconds
+        while True:
+            try:
+                cursor.execute("PRAGMA journal_mode=WAL")
+                return
+            except sqlite3.OperationalError as error:
+                if time.monotonic() > end or "locked" not in str(error):
+                    raise
+                time.sleep(0.01)
 
 
 def _begin(connection: Connection) -> None:
