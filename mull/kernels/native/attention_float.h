@@ -107,18 +107,18 @@ static void score_rows(const float* q, int64_t rows, const T* const* keys, int64
 constexpr int kWeighedRows = MULL_VECTOR_BYTES == 64 ? 6 : 4;
 constexpr int kWeighedVectors = MULL_VECTOR_BYTES == 64 ? 4 : 3;
 
-template <int ROWS, int VECTORS, class T>
-static void weigh(float* out, int64_t dim, const float* weights, const T* const* values, int64_t at,
-                  int64_t count) {
+// out[r][0 .. VECTORS * W) += sum over s of weights[r][s] * row(s).
+template <int ROWS, int VECTORS, class Row>
+MULL_INLINE void weigh(float* out, int64_t dim, const float* weights, int64_t count, const Row& row) {
   vf acc[ROWS][VECTORS];
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; ++v) acc[r][v] = load(out + r * dim + at + v * W);
+    for (int v = 0; v < VECTORS; ++v) acc[r][v] = load(out + r * dim + v * W);
   for (int64_t s = 0; s < count; ++s) {
     vf value[VECTORS];
 #pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; ++v) value[v] = load(values[s] + at + v * W);
+    for (int v = 0; v < VECTORS; ++v) value[v] = load(row(s) + v * W);
 #pragma GCC unroll 8
     for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
@@ -127,22 +127,43 @@ static void weigh(float* out, int64_t dim, const float* weights, const T* const*
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; ++v) store(out + r * dim + at + v * W, acc[r][v]);
+    for (int v = 0; v < VECTORS; ++v) store(out + r * dim + v * W, acc[r][v]);
 }
 
-// out[r] += sum over s of weights[r][s] * values[s], for rows that see the same `count` values.
-// Columns first: a tile's share of the values stays in the first cache for all rows.
+// Cached rows of `dim` values, and room for a copy of their last columns.
+template <class T>
+struct ValueRows {
+  const T* rows[kValueChunk];
+  int64_t count;
+  int64_t dim;
+  float* slice;  // [kValueChunk, kWeighedVectors * W]
+};
+
+// For rows that see the same `count` values, columns [at, at + VECTORS * W): widening them for every
+// register tile anew costs less than a copy. What is beyond their end is zero.
 template <int VECTORS, class T>
-static void weigh_columns(float* out, int64_t rows, int64_t dim, const float* weights,
-                          const T* const* values, int64_t at, int64_t count) {
+static __attribute__((noinline)) void weigh_columns(float* out, int64_t rows, int64_t dim,
+                                                    const float* weights, const ValueRows<T>& values,
+                                                    int64_t at, int64_t count) {
+  constexpr int64_t kWidth = VECTORS * W;
+  if (at + kWidth <= values.dim) {
+    by_register_tiles<kWeighedRows>(rows, [&](auto height, int64_t r) {
+      weigh<height.count, VECTORS>(out + r * dim + at, dim, weights + r * kSplit, count,
+                                   [&](int64_t s) { return values.rows[s] + at; });
+    });
+    return;
+  }
+  const int64_t width = low(kWidth, values.dim - at);
+  for (int64_t s = 0; s < count; ++s) widen(values.rows[s] + at, width, values.slice + s * kWidth);
   by_register_tiles<kWeighedRows>(rows, [&](auto height, int64_t r) {
-    weigh<height.count, VECTORS>(out + r * dim, dim, weights + r * kSplit, values, at, count);
+    weigh<height.count, VECTORS>(out + r * dim + at, dim, weights + r * kSplit, count,
+                                 [&](int64_t s) { return values.slice + s * kWidth; });
   });
 }
 
 template <class T>
 static void weigh_rows(float* out, int64_t rows, int64_t dim, const float* weights,
-                       const T* const* values, int64_t count) {
+                       const ValueRows<T>& values, int64_t count) {
   int64_t at = 0;
   for (; at + kWeighedVectors * W <= dim; at += kWeighedVectors * W)
     weigh_columns<kWeighedVectors>(out, rows, dim, weights, values, at, count);
@@ -157,16 +178,16 @@ struct FloatScratch {
   Parts parts;
   float* q;       // [rows, key_dim padded], times the scale
   float* keys;    // [W, key_dim padded]
-  float* values;  // [kValueChunk, value_dim padded]
+  float* slice;   // see ValueRows
   float* scores;  // [rows, kSplit]
 };
 
-// values: the rows first_key .. first_key + count.
+// values: the rows from first_key on.
 template <class T>
-static void weigh_tile(const AttentionTile& tile, const FloatScratch& s, int64_t dim,
-                       int64_t first_key, int64_t split_start, const T* const* values,
-                       int64_t count) {
-  auto visible = [&](int64_t r) { return low(count, limit_of(tile, r) - first_key); };
+static void weigh_tile(const AttentionTile& tile, const FloatScratch& s, int64_t first_key,
+                       int64_t split_start, const ValueRows<T>& values) {
+  const int64_t dim = wide(values.dim);
+  auto visible = [&](int64_t r) { return low(values.count, limit_of(tile, r) - first_key); };
   for (int64_t r = 0; r < tile.rows;) {
     const int64_t seen = visible(r);
     int64_t same = 1;
@@ -198,20 +219,14 @@ static void score_tile(const Attention& a, const AttentionTile& tile, const Cach
 }
 
 template <class T>
-static void weigh_chunk(const Attention& a, const AttentionTile& tile, const CachedRows& values,
+static void weigh_chunk(const Attention& a, const AttentionTile& tile, const CachedRows& cached,
                         int64_t k, int64_t end, int64_t split_start, const FloatScratch& s) {
-  const int64_t dim = wide(a.value_dim), count = end - k;
-  if (dim == a.value_dim && (tile.rows <= kFewRows || MULL_VECTOR_BYTES == 32)) {
-    const T* rows[kValueChunk] = {};
-    int64_t i = 0;
-    walk(values, k, end, [&](const char* from) { rows[i++] = reinterpret_cast<const T*>(from); });
-    weigh_tile(tile, s, dim, k, split_start, rows, count);
-  } else {
-    gather<T>(values, a.value_dim, k, end, s.values);
-    const float* rows[kValueChunk];
-    for (int64_t i = 0; i < count; ++i) rows[i] = s.values + i * dim;
-    weigh_tile(tile, s, dim, k, split_start, rows, count);
-  }
+  ValueRows<T> values;
+  values.count = 0, values.dim = a.value_dim, values.slice = s.slice;
+  walk(cached, k, end, [&](const char* from) {
+    values.rows[values.count++] = reinterpret_cast<const T*>(from);
+  });
+  weigh_tile(tile, s, k, split_start, values);
 }
 
 // Softmax of one row's scores over its `count` keys, against their maximum; the sum apart.
@@ -237,7 +252,7 @@ struct FloatCache {
     s.parts = lay_out_parts(a, kTileRows, arena);
     s.q = arena->take<float>(kTileRows * wide(a.key_dim));
     s.keys = arena->take<float>(W * wide(a.key_dim));
-    s.values = arena->take<float>(kValueChunk * wide(a.value_dim));
+    s.slice = arena->take<float>(kValueChunk * kWeighedVectors * W);
     s.scores = arena->take<float>(kTileRows * kSplit);
     return s;
   }
@@ -265,7 +280,7 @@ struct FloatCache {
   ask_for(keys, first, low(first + kAhead, end));
   for (int64_t k = first; k < end; k += W) {
     ask_for(keys, low(k + kAhead, end), low(k + kAhead + W, end));
-    ask_for(values, k, low(k + W, end));
+    if (a.value != a.key) ask_for(values, k, low(k + W, end));  // latents are both
     score_tile<T>(a, tile, keys, k, low(k + W, end), s, s.scores + k - first);
   }
   for (int64_t r = 0; r < tile.rows; ++r) {
