@@ -23,7 +23,6 @@ from engine_parts import (
     tiny_tokenizer,
 )
 
-
 from mull import kernels
 from mull.engine import decode_loop
 from mull.engine.decode_loop import DecodeLoop, Drawn

@@ -293,7 +293,6 @@ def test_a_new_file_that_another_writes_into_is_waited_for(tmp_path: Path) -> No
     other.close()
 
 
-
 def test_a_busy_or_unwritable_database_says_which(tmp_path: Path) -> None:
     path = tmp_path / "chats.db"
     with Database(f"sqlite:///{path}", busy_seconds=0.1) as database:

@@ -1,8 +1,8 @@
 """Several decode steps of the same sequences in one native call.
 
-What Python does between two steps, with the caches full of weights, takes as long as a seventh of a
-small model's step. Where nothing needs it there (every sequence only draws its next token), several
-steps run in one call; their tokens then go the way that tokens of a right guess go, so that whatever
+What Python does between two steps, with the caches full of weights, takes a sixth of a small
+model's step. Where nothing needs it there (every sequence only draws its next token), several steps
+run in one call; their tokens then go the way that tokens of a right guess go, so that whatever
 ends, stops or steers an answer sees them one by one.
 """
 

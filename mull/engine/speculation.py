@@ -64,8 +64,10 @@ class Speculation:
 
     @property
     def steps_before_a_look(self) -> int | None:
-        """How many steps may go by before a sequence's end is looked for again in what it said; None:
-        any number. As many as have found nothing worth a guess: a repetition has several tokens."""
+        """How many steps may go by before the text is searched for guesses again; None: any.
+
+        As many as have found nothing worth a guess: a repetition has several tokens.
+        """
         return max(1, self._quiet_steps) if self.mode == "ngram" and self._could_pay else None
 
     def after_step(self, ends: int) -> Choice:

@@ -138,8 +138,8 @@ class Database:
         cursor.close()
 
     def _keep_a_log(self, cursor: sqlite3.Cursor) -> None:
-        """Write-ahead logging. SQLite does not wait here, as it does elsewhere, while another process
-        writes into a file that has none yet."""
+        """Write-ahead logging. While another process writes into a file that has none yet, SQLite
+        refuses at once, and does not wait as it does elsewhere."""
         end = time.monotonic() + self.busy_seconds
         while True:
             try:
