@@ -307,6 +307,7 @@ class AsyncRequestStream(_Stream):
 def _shut_down(loop: _Loop, thread: threading.Thread) -> None:
     with loop.changed:
         loop.is_closing = True
+        loop.engine.interrupt()
         loop.changed.notify()
     if thread is not threading.current_thread():
         thread.join()
