@@ -1,6 +1,5 @@
 """The draw of one token a row, in native code, against the definition in float64."""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -122,9 +121,9 @@ def test_filters_keep_the_likeliest_and_leave_them_their_shares(
     logits_V = torch.randn(vocabulary, generator=torch.Generator().manual_seed(seed)) * spread
     logits_V[:3] = logits_V[0]  # equal ones stand in order of their ids
     grid = [(i + 0.5) / 64 for i in range(64)]
-    rows = np.repeat(np.array([filters]), len(grid), axis=0)
+    types = (torch.int64, torch.float64, torch.float32)
     wanted = kernels.Filters(
-        rows[:, 0].astype(np.int64), rows[:, 1].copy(), rows[:, 2].astype(np.float32)
+        *(torch.full((len(grid),), x, dtype=t) for x, t in zip(filters, types, strict=True))
     )
     with using(variant):
         tokens, *_ = kernels.draw(

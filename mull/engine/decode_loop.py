@@ -9,11 +9,10 @@ ends, stops or steers an answer sees them one by one.
 from __future__ import annotations
 
 import ctypes
-from itertools import zip_longest
 from typing import NamedTuple
 
-import numpy as np
 import torch
+from torch import Tensor
 
 from mull import kernels
 from mull.engine.block_cache import BlockManager
@@ -48,12 +47,12 @@ class Drawn(NamedTuple):
 
 
 class DecodeLoop:
-    """interrupt: set by another thread (see Engine.interrupt), it ends a call after its step."""
+    """interrupt [1]: set by another thread (see Engine.interrupt), it ends a call after its step."""
 
     def __init__(
         self, model: CausalLM, cache: PagedCache, blocks: BlockManager, *, vocabulary: int
     ) -> None:
-        self.interrupt = ctypes.c_int32(0)
+        self.interrupt = torch.zeros(1, dtype=torch.int32).numpy()
         self._model, self._cache, self._blocks = model, cache, blocks
         self._vocabulary = vocabulary
         self._seqs: list[Sequence] = []
@@ -106,21 +105,26 @@ class DecodeLoop:
         decoder, head = model.model, model.lm_head
         assert isinstance(decoder, FusedDecoder)
         assert isinstance(head, PackedLinear)
-        table_BM = tables.matrix(seqs)
-        first_B = np.array([seq.computed for seq in seqs])
+        table_BM = torch.from_numpy(tables.matrix(seqs))
+        first_B = torch.tensor([seq.computed for seq in seqs])
         angles = decoder.rope.whole_table(int(first_B.max()) + steps)
         assert angles is not None
         cos, sin = angles
-        tokens_NB = np.empty((steps + 1, rows), dtype=np.int64)
-        tokens_NB[0] = [seq.token_ids[-1] for seq in seqs]
-        noise_NB = np.array([noise_of(seqs, ahead=i) for i in range(steps)])
-        inverse_B = np.array(inverse_temperatures(seqs), dtype=np.float32)
-        scale_B = np.array([logprob_scale(seq.sampling) for seq in seqs], dtype=np.float32)
+        tokens_NB = torch.empty(steps + 1, rows, dtype=torch.int64)
+        tokens_NB[0] = torch.tensor([seq.token_ids[-1] for seq in seqs])
+        noise = [noise_of(seqs, ahead=i) for i in range(steps)]
+        noise_NB = torch.tensor(noise, dtype=torch.float64)
+        inverse_B = torch.tensor(inverse_temperatures(seqs), dtype=torch.float32)
+        scales = [logprob_scale(seq.sampling) for seq in seqs]
+        scale_B = torch.tensor(scales, dtype=torch.float32)
         filters = filters_of(seqs)
         wants_logprobs = any(seq.sampling.logprobs is not None for seq in seqs)
-        logprobs_NB = np.empty((steps if wants_logprobs else 0, rows), dtype=np.float32)
+        told = steps if wants_logprobs else 0
+        logprobs_NB = torch.empty(told, rows, dtype=torch.float32)
         ends_BE = _padded(ends)
-        longs_B, ints = np.empty(rows, dtype=np.int64), np.empty(3 * rows + 1, dtype=np.int32)
+        positions_B = torch.empty(rows, dtype=torch.int64)
+        ints = torch.empty(3 * rows + 1, dtype=torch.int32)
+        interrupt = torch.from_numpy(self.interrupt)
         if self._logits.numel() < rows * head.out_features:
             self._logits = torch.empty(rows * head.out_features, dtype=torch.float32)
             self._hidden = torch.empty(rows * head.in_features, dtype=torch.float32)
@@ -132,29 +136,29 @@ class DecodeLoop:
                 sin=sin.data_ptr(),
                 cache_kind=library.CACHE_KINDS[cache.dtype],
                 paging=library.Paging(
-                    block_table=table_BM.ctypes.data,
+                    block_table=table_BM.data_ptr(),
                     blocks_per_sequence=table_BM.shape[1],
                     num_blocks=cache.num_blocks,
                     block_size=cache.block_size,
                 ),
             ),
             places=library.Places(
-                first=first_B.ctypes.data,
-                positions=longs_B.ctypes.data,
-                slots=ints.ctypes.data,
-                context=ints[rows:].ctypes.data,
-                query_starts=ints[2 * rows :].ctypes.data,
+                first=first_B.data_ptr(),
+                positions=positions_B.data_ptr(),
+                slots=ints.data_ptr(),
+                context=ints[rows:].data_ptr(),
+                query_starts=ints[2 * rows :].data_ptr(),
             ),
             hidden=self._hidden.data_ptr(),
             logits=self._logits.data_ptr(),
-            inverse_temperature=inverse_B.ctypes.data,
-            noise=noise_NB.ctypes.data,
+            inverse_temperature=inverse_B.data_ptr(),
+            noise=noise_NB.data_ptr(),
             **pointers(filters),
-            logprob_scale=scale_B.ctypes.data,
-            ends=ends_BE.ctypes.data,
-            tokens=tokens_NB.ctypes.data,
-            logprobs=logprobs_NB.ctypes.data if wants_logprobs else None,
-            interrupt=ctypes.addressof(self.interrupt),
+            logprob_scale=scale_B.data_ptr(),
+            ends=ends_BE.data_ptr(),
+            tokens=tokens_NB.data_ptr(),
+            logprobs=logprobs_NB.data_ptr() if wants_logprobs else None,
+            interrupt=interrupt.data_ptr(),
             rows=rows,
             vocabulary=self._vocabulary,
             ends_each=ends_BE.shape[1],
@@ -198,8 +202,9 @@ def _only_draws(chunk: Chunk) -> bool:
     )
 
 
-def _padded(ends: list[frozenset[int]]) -> np.ndarray:
+def _padded(ends: list[frozenset[int]]) -> Tensor:
     """int64 [rows, E]; -1 is no token."""
     watched = [sorted(some)[:_MOST_ENDS] for some in ends]
-    columns = list(zip_longest(*watched, fillvalue=-1))
-    return np.array(columns, dtype=np.int64).reshape(len(columns), len(ends)).T.copy()
+    width = max(map(len, watched))
+    rows = [some + [-1] * (width - len(some)) for some in watched]
+    return torch.tensor(rows, dtype=torch.int64)

@@ -225,7 +225,7 @@ class Engine:
     def interrupt(self, *, is_wanted: bool = True) -> None:
         """Somebody waits: until this is taken back no call computes more than one step, and the one
         under way ends as soon as it can. Thread-safe."""
-        self._loop.interrupt.value = int(is_wanted)
+        self._loop.interrupt[0] = is_wanted
 
     @torch.inference_mode()
     def step(self) -> list[Event]:

@@ -153,9 +153,9 @@ def filters_of(seqs: Rows[Sequence]) -> kernels.Filters | None:
     if not any(p.has_filters for p in params):
         return None
     return kernels.Filters(
-        np.array([p.top_k for p in params]),
-        np.array([p.top_p for p in params]),
-        np.array([p.min_p for p in params], dtype=np.float32),
+        torch.tensor([p.top_k for p in params], dtype=torch.int64),
+        torch.tensor([p.top_p for p in params], dtype=torch.float64),
+        torch.tensor([p.min_p for p in params], dtype=torch.float32),
     )
 
 

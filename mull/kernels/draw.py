@@ -7,7 +7,6 @@ import ctypes
 from collections.abc import Sequence
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,16 +16,16 @@ from mull.kernels import library
 class Filters(NamedTuple):
     """Of every row: top_k int64 (0 is off), top_p float64 (1 is off), min_p float32 (0 is off)."""
 
-    top_k: np.ndarray
-    top_p: np.ndarray
-    min_p: np.ndarray
+    top_k: Tensor
+    top_p: Tensor
+    min_p: Tensor
 
 
 def pointers(filters: Filters | None) -> dict[str, int]:
     """As the native structs have them."""
     if filters is None:
         return {}
-    return {name: part.ctypes.data for name, part in filters._asdict().items()}
+    return {name: part.data_ptr() for name, part in filters._asdict().items()}
 
 
 def can_draw(logits_BV: Tensor) -> bool:
