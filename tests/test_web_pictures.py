@@ -294,7 +294,7 @@ def test_a_training_run(visit: Go, take: Take, size: str, language: str, theme: 
 def test_the_status_page_while_answers_are_made(
     visit: Go, take: Take, recite: Callable[..., str], size: str, language: str, theme: str
 ) -> None:
-    model = recite("recital", ROUND_AND_ROUND, ANSWER, endless=True, context=65536)
+    model = recite("recital", ROUND_AND_ROUND, ANSWER, endless=True, context=65536, layers=8)
     v = visit(size=size, language=language, theme=theme)
     v.model(model)
     v.ask("What is 1 + 1/2 + 1/4 + 1/8 + …?")

@@ -47,7 +47,7 @@ class Drawn(NamedTuple):
 
 
 class DecodeLoop:
-    """interrupt [1]: set by another thread (see Engine.interrupt), it ends a call after its step."""
+    """interrupt [1]: set by another thread (see Engine.interrupt), ends a call after its step."""
 
     def __init__(
         self, model: CausalLM, cache: PagedCache, blocks: BlockManager, *, vocabulary: int
