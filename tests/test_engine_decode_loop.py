@@ -155,7 +155,7 @@ def test_steps_and_tokens_are_counted_one_by_one(tokenizer: Tokenizer, calls: li
 
 def test_an_end_is_the_last_step_of_a_small_batch(tokenizer: Tokenizer, calls: list[int]) -> None:
     model = prepare(chain_of(tokenizer, "abcdefghijklmnop</s>"), precision="fp32", device=CPU)
-    engine = make_engine(model, tokenizer)
+    engine = make_engine(model, tokenizer, speculation="off")
     request = Request(tokenizer.encode("a"), SamplingParams(temperature=0.0, max_tokens=500))
     (output,) = generate(engine, [request])
     assert output.text == "bcdefghijklmnop"

@@ -66,9 +66,10 @@ class Speculation:
     def steps_before_a_look(self) -> int | None:
         """How many steps may go by before the text is searched for guesses again; None: any.
 
-        As many as have found nothing worth a guess: a repetition has several tokens.
+        A quarter of those that have found nothing worth a guess: a wrong guess in the middle of a
+        repetition must not cost more than a few tokens of it.
         """
-        return max(1, self._quiet_steps) if self.mode == "ngram" and self._could_pay else None
+        return max(1, self._quiet_steps // 4) if self.mode == "ngram" and self._could_pay else None
 
     def after_step(self, ends: int) -> Choice:
         """What the drafter does after a step in which so many sequences have drawn."""
