@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from mull import kernels
-from mull.engine import sampler
+from mull.engine import sampler, torch_draw
 from mull.engine.request import Request, SamplingParams
 from mull.engine.sequence import Sequence
 from mull.errors import ModelError
@@ -115,9 +115,9 @@ def test_tokens_are_drawn_as_often_as_their_probability_says(kind, vocabulary, s
 def test_the_best_few_are_the_best_few(vocabulary):
     generator = torch.Generator().manual_seed(3)
     weights = torch.rand(4, vocabulary, generator=generator)
-    padded = torch.nn.functional.pad(weights, (0, -vocabulary % sampler.BLOCK))
-    size = min(sampler.FEW, vocabulary)
-    values, ids = sampler._best(padded, size)
+    padded = torch.nn.functional.pad(weights, (0, -vocabulary % torch_draw.BLOCK))
+    size = min(torch_draw.FEW, vocabulary)
+    values, ids = torch_draw._best(padded, size)
     expected = weights.topk(size)
     assert torch.equal(values, expected.values)
     assert torch.equal(ids, expected.indices)
@@ -210,7 +210,7 @@ def test_noise_is_the_same_everywhere_and_for_ever():
 
 
 @pytest.mark.parametrize("damage", [torch.nan, torch.inf])
-@pytest.mark.parametrize("vocabulary", [100, 2 * sampler.BLOCK])
+@pytest.mark.parametrize("vocabulary", [100, 2 * torch_draw.BLOCK])
 @pytest.mark.parametrize(
     "params", [SamplingParams(temperature=0), SamplingParams(), SamplingParams(top_p=0.9)]
 )
