@@ -22,6 +22,7 @@ from mull.engine.fused_decoder import FusedDecoder
 from mull.engine.fused_latent import FusedLatentLayers
 from mull.engine.native_step import native_library
 from mull.engine.paged import BlockTables
+from mull.engine.request import TokenLogprob
 from mull.engine.sampler import filters_of, inverse_temperatures, logprob_scale, noise_of
 from mull.engine.scheduler import Chunk
 from mull.engine.sequence import Sequence
@@ -44,6 +45,15 @@ class Drawn(NamedTuple):
 
     tokens: list[list[int]]
     logprobs: list[list[float]] | None
+
+    def of_row(
+        self, row: int, steps: int, *, tell_logprobs: bool
+    ) -> list[tuple[int, TokenLogprob | None]]:
+        tokens = [drawn[row] for drawn in self.tokens[:steps]]
+        if self.logprobs is None or not tell_logprobs:
+            return [(token, None) for token in tokens]
+        values = [told[row] for told in self.logprobs[:steps]]
+        return [(t, TokenLogprob(t, value)) for t, value in zip(tokens, values, strict=True)]
 
 
 class DecodeLoop:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import secrets
 import time
 from itertools import islice
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,7 +19,7 @@ from mull.engine.block_cache import BlockManager
 from mull.engine.cache import PagedCache, choose_num_blocks
 from mull.engine.counters import Counters
 from mull.engine.decode_loop import DecodeLoop
-from mull.engine.mtp import Fork, MtpDrafter
+from mull.engine.mtp import MtpDrafter
 from mull.engine.paged import BlockTables, PagedSequences
 from mull.engine.prompt_logprobs import read_prompts
 from mull.engine.reply import Reply
@@ -30,22 +29,11 @@ from mull.engine.scheduler import Chunk, Scheduler
 from mull.engine.sequence import Sequence
 from mull.engine.speculation import Mode, Speculation, choose_mode
 from mull.engine.thinking import CloseReason
+from mull.engine.turns import Turn, find_turns
 from mull.model.transformer import CausalLM
 from mull.text.stream import StreamParser
 from mull.text.templates import ChatTemplate
 from mull.text.tokenizer import Tokenizer
-
-
-class Turn(NamedTuple):
-    """A sequence draws a token from logits row `row`, and one more after each token of `draft`."""
-
-    seq: Sequence
-    row: int
-    draft: list[int]
-
-    @property
-    def rows(self) -> range:
-        return range(self.row, self.row + 1 + len(self.draft))
 
 
 class Engine:
@@ -246,7 +234,7 @@ class Engine:
         self._count(chunks)
         for chunk in chunks:
             self.scheduler.computed(chunk)
-        turns, forks, copies = self._turns([chunk for chunk in chunks if chunk.reaches_end])
+        turns, forks, copies = find_turns(self.scheduler, chunks)
         if logits_RV is not None:
             events += self._draw(chunks, turns, logits_RV, start)
         if self.drafter is None:
@@ -323,14 +311,8 @@ class Engine:
         for row, chunk in enumerate(chunks):
             seq = chunk.seq
             self.scheduler.computed(chunk)
-            tokens = [step[row] for step in drawn.tokens[:made]]
-            logprobs: list[TokenLogprob | None] = [None] * made
-            if drawn.logprobs is not None and seq.sampling.logprobs is not None:
-                logprobs = [
-                    TokenLogprob(token, step[row])
-                    for token, step in zip(tokens, drawn.logprobs[:made], strict=True)
-                ]
-            found, taken = self._take(seq, list(zip(tokens, logprobs, strict=True)), tokens[:-1])
+            own = drawn.of_row(row, made, tell_logprobs=seq.sampling.logprobs is not None)
+            found, taken = self._take(seq, own, [token for token, _ in own[:-1]])
             events += found
             self._decode_tokens += taken
         return events
@@ -357,28 +339,6 @@ class Engine:
                 self._decode_tokens += chunk.count
             else:
                 self._prefill_tokens += chunk.count
-
-    def _turns(self, ended: list[Chunk]) -> tuple[list[Turn], list[Fork], list[tuple[int, int]]]:
-        """Everyone who draws from the step's logits: the ended chunks' sequences, and siblings.
-
-        Also the siblings as forks, and the (from, to) block copies they need before the next step.
-        """
-        turns: list[Turn] = []
-        siblings: list[Turn] = []
-        forks: list[Fork] = []
-        copies: list[tuple[int, int]] = []
-        row = 0
-        for chunk in ended:
-            parent = chunk.seq
-            turns.append(Turn(parent, row, chunk.draft))
-            if parent.siblings:
-                forked, needed = self.scheduler.fork(parent)
-                copies += needed
-                siblings += [Turn(seq, row, []) for seq in forked]
-                last = parent.computed - 1
-                forks += [Fork(seq, parent, seq.block_table, last) for seq in forked]
-            row += 1 + len(chunk.draft)
-        return turns + siblings, forks, copies
 
     def _useful_guesses(self, seq: Sequence) -> int:
         """How many guesses the sequence's next step could use at most."""
