@@ -29,7 +29,7 @@ from mull.engine.scheduler import Chunk, Scheduler
 from mull.engine.sequence import Sequence
 from mull.engine.speculation import Mode, Speculation, choose_mode
 from mull.engine.thinking import CloseReason
-from mull.engine.turns import Turn, find_turns
+from mull.engine.turns import Turn, find_turns, rows_wanted
 from mull.model.transformer import CausalLM
 from mull.text.stream import StreamParser
 from mull.text.templates import ChatTemplate
@@ -320,12 +320,7 @@ class Engine:
     def _logits(self, chunks: list[Chunk], hidden_TD: Tensor) -> Tensor | None:
         """Logits after the last token of the chunks that reach their sequence's end, and after
         each token of their drafts: [R, V]."""
-        wanted: list[int] = []
-        end = 0
-        for chunk in chunks:
-            end += chunk.rows
-            if chunk.reaches_end:
-                wanted += range(end - len(chunk.draft) - 1, end)
+        wanted = rows_wanted(chunks)
         if not wanted:
             return None
         if len(wanted) < len(hidden_TD):

@@ -46,3 +46,14 @@ def find_turns(
             forks += [Fork(seq, parent, seq.block_table, last) for seq in forked]
         row += 1 + len(chunk.draft)
     return turns + siblings, forks, copies
+
+
+def rows_wanted(chunks: list[Chunk]) -> list[int]:
+    """The step's rows after which something is drawn: see Engine._logits."""
+    wanted: list[int] = []
+    end = 0
+    for chunk in chunks:
+        end += chunk.rows
+        if chunk.reaches_end:
+            wanted += range(end - len(chunk.draft) - 1, end)
+    return wanted
