@@ -118,6 +118,14 @@ class ApiTeacher:
                 if isinstance(reply, Exception) and not isinstance(reply, _Refused):
                     raise reply
                 yield place, reply
+        except StopAsked:
+            stop.set()
+            # What has come by now is paid for, too.
+            while not came.empty():
+                place, reply = came.get()
+                if isinstance(reply, tuple | _Refused):
+                    yield place, reply
+            raise
         finally:
             stop.set()
 
