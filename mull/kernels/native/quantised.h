@@ -179,37 +179,50 @@ struct Strip {
 // With sixteen registers a group in one piece is compiled into copies to memory and back.
 constexpr int kQuadsAtOnce = MULL_VECTOR_BYTES == 32 ? 2 : 8;
 
+// dots = or += four values of each row times the weights of them; `is_first`: =.
+template <int M, int P, Weights KIND>
+MULL_INLINE void quad_dots(vi (&dots)[M][P * kVectors], const Group* const (&rows)[M],
+                           const char* const (&weights)[P], int half, int quad, bool is_first) {
+  vi w[P * kVectors];
+#pragma GCC unroll 4
+  for (int p = 0; p < P; ++p) {
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v)
+      w[p * kVectors + v] = load_weights<KIND>(weights[p] + quad * 64 + v * W * 4, half);
+  }
+#pragma GCC unroll 24
+  for (int m = 0; m < M; ++m) {
+    const vi a = splat_quad(rows[m]->values + quad * 4);
+#pragma GCC unroll 8
+    for (int j = 0; j < P * kVectors; ++j) {
+      if constexpr (KIND == kBytes)
+        dots[m][j] = dot4_bytes(dots[m][j], w[j], a);
+      else if constexpr (kNarrowSums)
+        dots[m][j] = is_first ? nibbles_narrow(w[j], a) : add_nibbles_narrow(dots[m][j], w[j], a);
+      else
+        dots[m][j] = dot4_nibbles(dots[m][j], w[j], a);
+    }
+  }
+}
+
 template <int M, int P, Weights KIND>
 MULL_INLINE void group_dots(vi (&dots)[M][P * kVectors], const Group* const (&rows)[M],
                             const char* const (&weights)[P], int half) {
   constexpr bool kNarrow = KIND != kBytes && kNarrowSums;
-#pragma GCC unroll 24
-  for (int m = 0; m < M; ++m) {
-    const vi start = splat(KIND == kBytes && kOffsetBytes ? rows[m]->start : kStartBits);
-#pragma GCC unroll 8
-    for (int j = 0; j < P * kVectors; ++j) dots[m][j] = kNarrow ? vi{} : start;
-  }
-#pragma GCC unroll kQuadsAtOnce
-  for (int quad = 0; quad < 8; ++quad) {
-    vi w[P * kVectors];
-#pragma GCC unroll 4
-    for (int p = 0; p < P; ++p) {
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v)
-        w[p * kVectors + v] = load_weights<KIND>(weights[p] + quad * 64 + v * W * 4, half);
-    }
+  if constexpr (kNarrow) {
+    quad_dots<M, P, KIND>(dots, rows, weights, half, 0, true);
+    quad_dots<M, P, KIND>(dots, rows, weights, half, 1, false);
+  } else {
 #pragma GCC unroll 24
     for (int m = 0; m < M; ++m) {
-      const vi a = splat_quad(rows[m]->values + quad * 4);
+      const vi start = splat(KIND == kBytes && kOffsetBytes ? rows[m]->start : kStartBits);
 #pragma GCC unroll 8
-      for (int j = 0; j < P * kVectors; ++j) {
-        if constexpr (kNarrow)
-          dots[m][j] = add_nibbles_narrow(dots[m][j], w[j], a);
-        else
-          dots[m][j] = KIND == kBytes ? dot4_bytes(dots[m][j], w[j], a) : dot4_nibbles(dots[m][j], w[j], a);
-      }
+      for (int j = 0; j < P * kVectors; ++j) dots[m][j] = start;
     }
   }
+#pragma GCC unroll kQuadsAtOnce
+  for (int quad = kNarrow ? 2 : 0; quad < 8; ++quad)
+    quad_dots<M, P, KIND>(dots, rows, weights, half, quad, false);
   if constexpr (kNarrow) {
 #pragma GCC unroll 24
     for (int m = 0; m < M; ++m)

@@ -299,14 +299,18 @@ MULL_INLINE vi dot4_bytes(vi acc, vi w, vi a) { return dot4_nibbles(acc, w, a); 
 constexpr bool kNarrowSums = true;
 // Eight times `dot4_nibbles` with half of the multiplications: 8 * 2 * 15 * 127 fits into 16 bits
 // too, so that these are widened once at the end.
+MULL_INLINE vi nibbles_narrow(vi w, vi a) {
+  return (vi)_mm256_maddubs_epi16((__m256i)w, (__m256i)a);
+}
 MULL_INLINE vi add_nibbles_narrow(vi sums, vi w, vi a) {
-  return (vi)_mm256_add_epi16((__m256i)sums, _mm256_maddubs_epi16((__m256i)w, (__m256i)a));
+  return (vi)_mm256_add_epi16((__m256i)sums, (__m256i)nibbles_narrow(w, a));
 }
 MULL_INLINE vi widened(vi sums) {
   return (vi)_mm256_madd_epi16((__m256i)sums, _mm256_set1_epi16(1));
 }
 #else
 constexpr bool kNarrowSums = false;
+MULL_INLINE vi nibbles_narrow(vi w, vi) { return w; }
 MULL_INLINE vi add_nibbles_narrow(vi sums, vi, vi) { return sums; }
 MULL_INLINE vi widened(vi sums) { return sums; }
 #endif
