@@ -244,10 +244,12 @@ static void quantised_tile_of(int64_t rows, const Linear& linear, const char* x,
 
 constexpr int kQuantisedTile = kAccumulators / 2;  // as many sums again are whole numbers
 // Rows of a tile. Bytes of a panel alone are the rest of an odd number of them: not worth tall
-// tiles. Nibbles of one panel are: the taller the tile, the less often they are unpacked.
+// tiles. Nibbles of one panel are: the taller the tile, the less often they are unpacked. Narrow sums
+// take all registers for whole numbers, and floats wait in memory: they are needed once a group.
 template <int P, Weights KIND>
 constexpr int kTallest =
-    P == 1 && KIND != kNibbles && kQuantisedTile / kVectors > 4 ? 4 : kQuantisedTile / (P * kVectors);
+    kIsNarrow<KIND> && P == 1 ? 6
+    : P == 1 && KIND != kNibbles && kQuantisedTile / kVectors > 4 ? 4 : kQuantisedTile / (P * kVectors);
 constexpr int64_t kRowBlock = 128;  // rows of activations that stay in the L2 cache
 constexpr int64_t kSpreadPairs = 32;
 // Up to so many rows nibbles are unpacked for every tile anew.

@@ -23,7 +23,7 @@ struct Group {
   int32_t start;      // kStartBits - 128 * sum of the values: undoes the zero point of q8 weights
 };
 
-// dot * scale, rounded once.
+// dot * scale, rounded once; dots are counted from kStartBits.
 MULL_INLINE vf scaled(vi dots, const Group& group) {
 #if defined(__FMA__) && MULL_VECTOR_BYTES == 64
   return (vf)_mm512_fmadd_ps((__m512)dots, (__m512)splat(group.scale), (__m512)splat(group.start_scale));
@@ -176,6 +176,10 @@ struct Strip {
   int64_t spread_panel_bytes;
 };
 
+// Sums of a group in 16 bits, which start at zero and not at kStartBits.
+template <Weights KIND>
+constexpr bool kIsNarrow = kNarrowSums && KIND != kBytes;
+
 // With sixteen registers a group in one piece is compiled into copies to memory and back.
 constexpr int kQuadsAtOnce = MULL_VECTOR_BYTES == 32 ? 2 : 8;
 
@@ -197,7 +201,7 @@ MULL_INLINE void quad_dots(vi (&dots)[M][P * kVectors], const Group* const (&row
     for (int j = 0; j < P * kVectors; ++j) {
       if constexpr (KIND == kBytes)
         dots[m][j] = dot4_bytes(dots[m][j], w[j], a);
-      else if constexpr (kNarrowSums)
+      else if constexpr (kIsNarrow<KIND>)
         dots[m][j] = is_first ? nibbles_narrow(w[j], a) : add_nibbles_narrow(dots[m][j], w[j], a);
       else
         dots[m][j] = dot4_nibbles(dots[m][j], w[j], a);
@@ -208,8 +212,9 @@ MULL_INLINE void quad_dots(vi (&dots)[M][P * kVectors], const Group* const (&row
 template <int M, int P, Weights KIND>
 MULL_INLINE void group_dots(vi (&dots)[M][P * kVectors], const Group* const (&rows)[M],
                             const char* const (&weights)[P], int half) {
-  constexpr bool kNarrow = KIND != kBytes && kNarrowSums;
-  if constexpr (kNarrow) {
+  if constexpr (kIsNarrow<KIND>) {
+    // Weights of both halves come from the same bytes: read twice, they need no registers between.
+    asm volatile("" ::: "memory");
     quad_dots<M, P, KIND>(dots, rows, weights, half, 0, true);
     quad_dots<M, P, KIND>(dots, rows, weights, half, 1, false);
   } else {
@@ -221,13 +226,13 @@ MULL_INLINE void group_dots(vi (&dots)[M][P * kVectors], const Group* const (&ro
     }
   }
 #pragma GCC unroll kQuadsAtOnce
-  for (int quad = kNarrow ? 2 : 0; quad < 8; ++quad)
+  for (int quad = kIsNarrow<KIND> ? 2 : 0; quad < 8; ++quad)
     quad_dots<M, P, KIND>(dots, rows, weights, half, quad, false);
-  if constexpr (kNarrow) {
+  if constexpr (kIsNarrow<KIND>) {
 #pragma GCC unroll 24
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
-      for (int j = 0; j < P * kVectors; ++j) dots[m][j] = widened(dots[m][j]) + kStartBits;
+      for (int j = 0; j < P * kVectors; ++j) dots[m][j] = widened(dots[m][j]);
   }
 }
 
@@ -265,7 +270,8 @@ MULL_INLINE void add_pair(vf (&acc)[M][P * kVectors], const Group* const (&rows)
     for (int m = 0; m < M; ++m)
 #pragma GCC unroll 8
       for (int j = 0; j < P * kVectors; ++j)
-        acc[m][j] += scaled(dots[m][j], *groups[m]) * scales[j];
+        acc[m][j] += scales[j] * (kIsNarrow<KIND> ? to_float(dots[m][j]) * groups[m]->scale
+                                                  : scaled(dots[m][j], *groups[m]));
     if constexpr (KIND != kBytes) {
 #pragma GCC unroll 4
       for (int p = 0; p < P; ++p)

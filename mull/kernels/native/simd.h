@@ -303,7 +303,9 @@ MULL_INLINE vi nibbles_narrow(vi w, vi a) {
   return (vi)_mm256_maddubs_epi16((__m256i)w, (__m256i)a);
 }
 MULL_INLINE vi add_nibbles_narrow(vi sums, vi w, vi a) {
-  return (vi)_mm256_add_epi16((__m256i)sums, (__m256i)nibbles_narrow(w, a));
+  // In place: compilers copy every sum to another register and back otherwise.
+  asm("vpaddw %1, %0, %0" : "+x"(sums) : "x"(nibbles_narrow(w, a)));
+  return sums;
 }
 MULL_INLINE vi widened(vi sums) {
   return (vi)_mm256_madd_epi16((__m256i)sums, _mm256_set1_epi16(1));
