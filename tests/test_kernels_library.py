@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import sys
+import timeit
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from native_builds import ROOT, need
 from mull import kernels
 from mull.errors import KernelError
 from mull.kernels import library
+from mull.kernels.peaks import measure_peaks
 
 
 def test_native_kernels_are_built_where_a_compiler_is() -> None:
@@ -125,3 +127,18 @@ def test_a_thread_can_dismiss_its_team():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "0"]
+
+
+def test_no_product_is_faster_than_the_peak_of_whole_numbers() -> None:
+    """Nor far below it."""
+    if not kernels.native_available():
+        pytest.skip("needs the native kernels")
+    linear = kernels.PackedLinear.pack(torch.zeros(256, 1024), None, "q4")
+    x_MK = torch.zeros(128, 1024)
+    operations = 2 * x_MK.numel() * 256
+    for _ in range(5):  # a neighbour may take the core from either
+        seconds = min(timeit.repeat(lambda: linear(x_MK), number=1, repeat=20))
+        share = operations / seconds / 1e9 / measure_peaks(rounds=3).int8_gop_per_s
+        if 0.05 < share < 1:
+            return
+    pytest.fail(f"a product at {share:.0%} of the peak")

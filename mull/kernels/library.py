@@ -88,6 +88,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "mull_draw": (_i32, [_pointer, _i32]),
     "mull_decode": (_i32, [_pointer, _i32]),
     "mull_guess": (_i32, [_pointer, _i32]),
+    "mull_multiply_whole_numbers": (None, [_i64, _i32]),
     "mull_norm": (_i32, [_pointer, _i32]),
     "mull_gated": (_i32, [_pointer, _i32]),
     "mull_summed": (_i32, [_pointer, _i32]),

@@ -12,12 +12,14 @@ from dataclasses import astuple, dataclass
 import psutil
 import torch
 
+from mull.kernels import library
 from mull.kernels.pages import zeros_in_huge_pages
 
 
 @dataclass(frozen=True)
 class Peaks:
-    """read_gb_per_s: reading memory far beyond the caches; the others: matrix products of torch."""
+    """read_gb_per_s: reading memory far beyond the caches. fp32, bf16: matrix products of torch.
+    int8: the better of torch's and the native kernels' fastest products, from registers."""
 
     read_gb_per_s: float
     fp32_gflop_per_s: float
@@ -40,6 +42,7 @@ class Peaks:
 
 # 10^9 operations a second that no processor with an instruction for bytes stays below.
 _NO_INT8 = 20.0
+_NATIVE_OPERATIONS = 1_000_000_000
 
 
 def measure_peaks(rounds: int = 5) -> Peaks:
@@ -75,11 +78,25 @@ def matmul_gflop_per_s(dtype: torch.dtype, rounds: int = 5, n: int = 1024) -> fl
     return 2 * n**3 / _best_seconds(lambda: torch.nn.functional.linear(a, b), rounds) / 1e9
 
 
-def _int8_rate(rounds: int, n: int = 256) -> float:
+def _int8_rate(rounds: int) -> float:
+    native = library.library()
+    of_torch = _int8_rate_of_torch(rounds)
+    if native is None:
+        return of_torch
+    threads = library.threads()
+    seconds = _best_seconds(
+        lambda: native.mull_multiply_whole_numbers(_NATIVE_OPERATIONS, threads), rounds
+    )
+    return max(of_torch, threads * _NATIVE_OPERATIONS / seconds / 1e9)
+
+
+def _int8_rate_of_torch(rounds: int, n: int = 256) -> float:
     a, b = torch.ones(n, n, dtype=torch.int8), torch.ones(n, n, dtype=torch.int8)
     rate = 2 * n**3 / _best_seconds(lambda: torch._int_mm(a, b), rounds) / 1e9
     # Without an instruction for it a small product has shown all, and a large one takes seconds.
-    return rate if rate < _NO_INT8 or n >= 1024 else max(rate, _int8_rate(rounds, 1024))
+    if rate < _NO_INT8 or n >= 1024:
+        return rate
+    return max(rate, _int8_rate_of_torch(rounds, 1024))
 
 
 def _best_seconds(run: Callable[[], object], rounds: int) -> float:

@@ -348,6 +348,7 @@ struct Variant {
   size_t (*short_attention_scratch)(const ShortAttention*, int threads);
   void (*short_attention)(const ShortAttention*, int64_t* taken, char* scratch, const Team&);
   void (*tokens)(const TokenRows*, const Team&);
+  void (*multiply_whole_numbers)(const void* operands, int64_t operations, const Team&);
 };
 
 // The one in use.

@@ -252,6 +252,14 @@ MULL_EXPORT int32_t mull_draw(const Draw* draw, int32_t threads) {
   return kOk;
 }
 
+// So many operations on small whole numbers in every thread, for who measures how long they take.
+MULL_EXPORT void mull_multiply_whole_numbers(int64_t operations, int32_t threads) {
+  alignas(64) static const char zeros[2048] = {};
+  run_team(threads, [&](const Team& team) {
+    g_variant->multiply_whole_numbers(zeros, operations, team);
+  });
+}
+
 // Norm, qkv, query and key norms and rotation of one layer: qkv [rows, (heads + 2 kv_heads) * dim].
 MULL_EXPORT int32_t mull_attention_inputs(const Stack* stack, int64_t layer, const Step* step,
                                           const float* x, float* qkv, int32_t threads) {

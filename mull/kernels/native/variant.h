@@ -55,6 +55,8 @@ namespace {
 #include "training_attention.h"
 
 #include "training_tokens.h"
+
+#include "peak.h"
 }  // namespace
 }  // namespace MULL_VARIANT
 
@@ -70,7 +72,7 @@ const Variant* MULL_TABLE(MULL_VARIANT)() {
       write_int8,              stack_scratch,  stack_team,       attention_inputs,  attention_outputs,
       latent_scratch,          latent_team,    next_token_scratch, next_token_team, draw_scratch,      draw_team,
       norm_scratch,   norm_team,   gated_team,       summed_team,       dealt_team,
-      short_attention_scratch, short_attention_team, tokens_team,
+      short_attention_scratch, short_attention_team, tokens_team,     multiply_whole_numbers,
   };
   return &table;
 }
