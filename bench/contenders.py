@@ -1,8 +1,8 @@
 """The programs of one comparison, each in a process of its own that loads once and waits its turn.
 
 A contender is named by a word: `mull:q4`, `llama.cpp:q8_0`, `dasllama:q8_0`, `openvino:q4_0`,
-`transformers:bf16`. What is behind the colon is mull's precision, the type of the GGUF file that is
-made for a peer from the model's own weights, or a dtype.
+`transformers:bf16`. What is behind the colon is mull's precision (`q4+int8`: and its cache), the
+type of the GGUF file that is made for a peer from the model's own weights, or a dtype.
 """
 
 from __future__ import annotations
@@ -118,7 +118,9 @@ def start(word: str, setting: Setting) -> Contender:
         raise ContenderError(f"{word}: not installed here, see `make bench-peers`")
     options: dict[str, Any] = {"threads": setting.threads}
     if family == "mull":
-        options |= {"model": str(setting.source), "precision": form, **setting.options}
+        precision, _, cache = form.partition("+")
+        options |= {"model": str(setting.source), "precision": precision, **setting.options}
+        options |= {"cache": cache} if cache else {}
     elif family == "transformers":
         options |= {"model": str(setting.source), "dtype": form}
     else:

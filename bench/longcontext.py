@@ -12,7 +12,7 @@ from options import add_arguments
 from rounds import Job
 from tell import run
 
-CONTENDERS = "mull:bf16,mull:q8,mull:q4,llama.cpp:q4_0,dasllama:q8_0,openvino:q4_0"
+CONTENDERS = "mull:bf16,mull:q8,mull:q4,mull:q4+int8,llama.cpp:q4_0,dasllama:q8_0,openvino:q4_0"
 SHAPES = ((8, 16), (8, 1000), (1, 16), (1, 4096))  # batch, context
 
 

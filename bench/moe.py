@@ -17,7 +17,7 @@ from options import add_arguments
 from rounds import Job
 from tell import run
 
-CONTENDERS = "mull:q4,mull:q8,llama.cpp:q4_0,llama.cpp:q8_0,transformers:bf16"
+CONTENDERS = "mull:q4,mull:q4+int8,mull:q8,llama.cpp:q4_0,llama.cpp:q8_0,transformers:bf16"
 
 
 def main() -> None:
