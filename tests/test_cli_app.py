@@ -84,6 +84,7 @@ def assert_one_line_and_2(words: list[str], capfd: pytest.CaptureFixture[str]) -
         (["ask", "hi", "--threads", "0"], "threads"),
         (["ask", "hi", "--precision", "q3"], "q3"),
         (["ask", "hi", "--precision", "int4"], "q8 or q4"),
+        (["ask", "hi", "--cache", "int4"], "bf16 or int8"),
         (["ask", "hi", "--context", "0"], "context"),
         (["ask", ""], "empty"),
         (["ask", " \n "], "empty"),

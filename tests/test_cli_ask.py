@@ -42,6 +42,14 @@ def test_the_plain_answer_is_that_of_json_and_the_seed_repeats_it(
     assert capfd.readouterr().out != plain
 
 
+def test_keys_and_values_may_be_kept_in_8_bits(
+    smollm2_gguf: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    words = ["ask", QUESTION, "--cache", "int8", "--temperature", "0", "--max-tokens", "16"]
+    assert main(words) == 0
+    assert "Paris" in capfd.readouterr().out
+
+
 @pytest.mark.parametrize("words", [[], ["-"], ["What is the capital", "-"]])
 def test_the_question_may_come_from_standard_input(
     words: list[str],

@@ -42,6 +42,19 @@ def until(true: Callable[[], Any], seconds: float = 20) -> None:
         time.sleep(0.01)
 
 
+def test_an_int8_cache_is_smaller_and_says_the_same(model: Path) -> None:
+    bytes_held, said = [], []
+    for cache in ("fp32", "int8"):
+        with serving(model, cache=cache) as running:
+            body = {"prompt": [FIRST_WORD], "max_tokens": 20, "temperature": 0}
+            answer = httpx2.post(f"{running.url}/v1/completions", json=body).json()
+            said.append(answer["choices"][0]["text"])
+            metrics = httpx2.get(f"{running.url}/metrics").text
+            bytes_held.append(float(re.findall(r"^mull_model_bytes{.*} (.*)$", metrics, re.M)[0]))
+    assert said[0] == said[1] != ""
+    assert bytes_held[1] < bytes_held[0]
+
+
 def test_sixteen_clients_at_once_each_get_their_own_text(model: Path) -> None:
     """The prompt's last token decides where in the recital an answer begins."""
 

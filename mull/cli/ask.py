@@ -10,6 +10,7 @@ import typer
 from mull.cli.options import (
     DEFAULT_MODEL,
     AnyModelOption,
+    CacheOption,
     ContextOption,
     DeviceOption,
     JsonOption,
@@ -47,6 +48,7 @@ def ask(
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     context: ContextOption = None,
+    cache: CacheOption = "auto",
     speculation: SpeculationOption = "auto",
     no_think: NoThinkOption = False,
     think_budget: ThinkBudgetOption = None,
@@ -77,7 +79,8 @@ def ask(
     else:
         check_sampling(**sampling)
         llm = load(
-            model or DEFAULT_MODEL, LoadOptions(precision, device, threads, context, speculation)
+            model or DEFAULT_MODEL,
+            LoadOptions(precision, device, threads, context, cache, speculation),
         )
     make_repeatable(sampling, thinks=llm.thinks)
     sampling |= {"thinking": "off" if no_think else "auto", "system": system}

@@ -9,6 +9,7 @@ import typer
 
 from mull.cli.options import (
     DEFAULT_MODEL,
+    CacheOption,
     DeviceOption,
     JsonOption,
     LoadOptions,
@@ -31,6 +32,7 @@ def bench(
     precision: PrecisionOption = "auto",
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
+    cache: CacheOption = "auto",
     rounds: Annotated[
         int, typer.Option(min=1, max=100, metavar="N", help="Runs of each; the median counts.")
     ] = 3,
@@ -41,7 +43,7 @@ def bench(
     Tokens/s by batch size through the real engine (scheduler, sampler, paged cache), medians of
     several rounds, beside the peaks of this machine measured in the same minute.
     """
-    llm = load(model, LoadOptions(precision, device, threads))
+    llm = load(model, LoadOptions(precision, device, threads, cache=cache))
     llm.close()  # ends the thread that steps the engine: the bench steps it itself
 
     from mull.kernels.peaks import measure_peaks

@@ -10,6 +10,7 @@ from mull.cli.conversation import Conversation
 from mull.cli.options import (
     DEFAULT_MODEL,
     AnyModelOption,
+    CacheOption,
     ContextOption,
     DeviceOption,
     LoadOptions,
@@ -45,6 +46,7 @@ def chat(
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     context: ContextOption = None,
+    cache: CacheOption = "auto",
     speculation: SpeculationOption = "auto",
     no_think: NoThinkOption = False,
     think_budget: ThinkBudgetOption = None,
@@ -60,7 +62,7 @@ def chat(
 
     With no terminal on stdin, answers each line of it and exits.
     """
-    options = LoadOptions(precision, device, threads, context, speculation)
+    options = LoadOptions(precision, device, threads, context, cache, speculation)
     sampling: dict[str, Any] = {
         "max_tokens": max_tokens,
         "temperature": temperature,

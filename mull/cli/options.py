@@ -54,6 +54,10 @@ ThreadsOption = Annotated[
 ContextOption = Annotated[
     int | None, typer.Option(metavar="N", help="Tokens of context to make room for.")
 ]
+CacheOption = Annotated[
+    str,
+    typer.Option(metavar="C", help="auto, fp32, bf16 or int8: how keys and values are kept."),
+]
 SpeculationOption = Annotated[
     str,
     typer.Option(
@@ -90,6 +94,7 @@ class LoadOptions:
     device: str = "auto"
     threads: int | None = None
     context: int | None = None
+    cache: str = "auto"
     speculation: str = "auto"
 
 
@@ -99,7 +104,12 @@ def load(model: str, options: LoadOptions) -> LLM:
         from mull.llm import load as load_llm
         from mull.loading import check_options
 
-    check_options(precision=options.precision, device=options.device, threads=options.threads)
+    check_options(
+        precision=options.precision,
+        device=options.device,
+        threads=options.threads,
+        cache=options.cache,
+    )
     if model == DEFAULT_MODEL:
         pull_if_absent(model)
     with no_garbage_collection(), progress_bar(f"Loading {model}") as progress:
@@ -109,6 +119,7 @@ def load(model: str, options: LoadOptions) -> LLM:
             device=options.device,
             threads=options.threads,
             context=options.context,
+            cache=options.cache,
             speculation=options.speculation,
             progress=progress,
         )

@@ -8,6 +8,7 @@ import typer
 
 from mull.cli.options import (
     DEFAULT_MODEL,
+    CacheOption,
     ContextOption,
     DeviceOption,
     ModelOption,
@@ -28,6 +29,7 @@ def up(
     device: DeviceOption = "auto",
     threads: ThreadsOption = None,
     context: ContextOption = None,
+    cache: CacheOption = "auto",
     speculation: SpeculationOption = "auto",
     accounts: Annotated[
         bool, typer.Option("--accounts", help="Ask for keys: see `mull keys`.")
@@ -86,6 +88,7 @@ def up(
         device=device,
         threads=threads,
         context=context,
+        cache=cache,
         speculation=speculation,
         accounts=accounts,
         strict_reasoning=strict_reasoning,

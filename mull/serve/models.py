@@ -166,6 +166,7 @@ class ModelPool:
             device=settings.device,
             threads=settings.threads,
             context=plan.context,
+            cache=settings.cache,
             cache_tokens=settings.cache_tokens or self._cache_within(plan),
             speculation=settings.speculation,
             max_running=settings.max_running,
@@ -231,11 +232,13 @@ class Plan:
 
 
 def _plan(source: str, settings: Settings) -> Plan:
-    device = loading.check_options(precision=settings.precision, device=settings.device)
+    device = loading.check_options(
+        precision=settings.precision, device=settings.device, cache=settings.cache
+    )
     opened = weights.OpenedModel(weights.resolve(source))
     precision = loading.choose_precision(settings.precision, opened, device)
     held = loading.precision_held(precision)
-    cache = loading.cache_dtype("auto", precision)
+    cache = loading.cache_dtype(settings.cache, precision)
     config, on_cpu = opened.config, device.type == "cpu"
     most = config.max_position_embeddings
     # One server, many models: the limit is not an error for those that hold less anyway.

@@ -37,6 +37,7 @@ class Settings:
     device: str = "auto"
     threads: int | None = None
     context: int | None = None
+    cache: str = "auto"
     cache_tokens: int | None = None
     speculation: str = "auto"
     accounts: bool = False
