@@ -8,16 +8,21 @@ constexpr int64_t kSplitPages = kSplit / kPage;
 constexpr int kAcross = 4;  // vectors of keys, or of value channels, worked on together
 // Rows of a register tile.
 constexpr int kRegisterRows = MULL_VECTOR_BYTES == 64 ? 6 : 2;
+// For narrow sums weights are kept in two halves, the low four bits and the high.
+constexpr int kHalves = kNarrowSums ? 2 : 1;
+constexpr int kWeighed = kAcross / kHalves;  // vectors of value channels weighed together
 
 // Softmax weights times the values' scales, as bytes.
 struct Int8Weights {
-  uint8_t* bytes;  // [rows, kSplit]
+  uint8_t* bytes;  // [rows, kHalves, kSplit]
   float* scales;   // [rows, kChunks]
+
+  uint8_t* row(int64_t r) const { return bytes + r * kHalves * kSplit; }
 };
 
 static Int8Weights lay_out_weights(int64_t rows, Arena* arena) {
   Int8Weights w;
-  w.bytes = arena->take<uint8_t>(rows * kSplit);
+  w.bytes = arena->take<uint8_t>(rows * kHalves * kSplit);
   w.scales = arena->take<float>(rows * kChunks);
   return w;
 }
@@ -91,30 +96,62 @@ static void score_pages(const Int8Scratch& s, int64_t first_row, int64_t dim, co
   }
 }
 
-// out[r][at ..] += the values of one chunk's first `quads` quads of tokens, weighed, for ROWS rows
-// and VECTORS vectors of channels.
-template <int ROWS, int VECTORS>
-static void weigh_pages(const Int8Scratch& s, int64_t first_row, int64_t chunk, int64_t quads,
-                        int64_t dim, int64_t at) {
-  vi acc[ROWS][VECTORS];
+// sums[r][v] of a chunk's first pages of keys, weighed; value(page, quad, v): bytes of four keys.
+template <int ROWS, int VECTORS, class Value>
+MULL_INLINE void weigh_keys(vi (&sums)[ROWS][VECTORS], const uint8_t* weights, int64_t pages,
+                            const Value& value) {
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; ++r)
 #pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; ++v) acc[r][v] = vi{};
-  const uint8_t* weights = s.weights.bytes + first_row * kSplit + chunk * kChunkKeys;
-  const char* const* pages = s.values + chunk * kChunkKeys / kPage;
-  for (int64_t quad = 0; quad < quads; ++quad) {
-    const char* from = pages[quad / 4] + (quad % 4 * dim + at) * 4;
-    vi value[VECTORS];
+    for (int v = 0; v < VECTORS; ++v) sums[r][v] = vi{};
+  constexpr int64_t kAtOnce = kNarrowSums ? 2 : kChunkKeys / kPage;  // as many fit into 16 bits
+  for (int64_t first = 0; first < pages; first += kAtOnce) {
+    vi narrow[kHalves][ROWS][VECTORS]{};
+    const int64_t last = low(first + kAtOnce, pages);
+    for (int64_t page = first; page < last; ++page) {
 #pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; ++v) value[v] = load_ints(from + v * W * 4);
+      for (int quad = 0; quad < kPage / 4; ++quad) {
+        vi values[VECTORS];
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v) values[v] = value(page, quad, v);
 #pragma GCC unroll 8
-    for (int r = 0; r < ROWS; ++r) {
-      const vi weight = splat_quad(weights + r * kSplit + quad * 4);
+        for (int r = 0; r < ROWS; ++r) {
+#pragma GCC unroll 2
+          for (int half = 0; half < kHalves; ++half) {
+            const uint8_t* at = weights + (r * kHalves + half) * kSplit + page * kPage + quad * 4;
+            const vi weight = splat_quad(at);
 #pragma GCC unroll 4
-      for (int v = 0; v < VECTORS; ++v) acc[r][v] = dot4_unsigned(acc[r][v], weight, value[v]);
+            for (int v = 0; v < VECTORS; ++v) {
+              if constexpr (kNarrowSums)
+                narrow[half][r][v] = add_nibbles_narrow(narrow[half][r][v], weight, values[v]);
+              else
+                sums[r][v] = dot4_unsigned(sums[r][v], weight, values[v]);
+            }
+          }
+        }
+      }
+    }
+    if constexpr (kNarrowSums) {
+#pragma GCC unroll 8
+      for (int r = 0; r < ROWS; ++r)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; ++v)
+          sums[r][v] += widened(narrow[0][r][v]) + 16 * widened(narrow[kHalves - 1][r][v]);
     }
   }
+}
+
+// out[r][at ..] += the values of one chunk's first pages, weighed, for ROWS rows and VECTORS vectors
+// of channels.
+template <int ROWS, int VECTORS>
+static void weigh_pages(const Int8Scratch& s, int64_t first_row, int64_t chunk,
+                        int64_t page_count, int64_t dim, int64_t at) {
+  vi acc[ROWS][VECTORS];
+  const char* const* pages = s.values + chunk * kChunkKeys / kPage;
+  const uint8_t* weights = s.weights.row(first_row) + chunk * kChunkKeys;
+  weigh_keys(acc, weights, page_count, [&](int64_t page, int quad, int v) {
+    return load_ints(pages[page] + (quad * dim + at + v * W) * 4);
+  });
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; ++r) {
     float* out = s.parts.part + (first_row + r) * wide(dim) + at;
@@ -126,12 +163,12 @@ static void weigh_pages(const Int8Scratch& s, int64_t first_row, int64_t chunk, 
 }
 
 template <int ROWS>
-static void weigh_chunk_rows(const Int8Scratch& s, int64_t first_row, int64_t chunk, int64_t quads,
-                             int64_t dim) {
+static void weigh_chunk_rows(const Int8Scratch& s, int64_t first_row, int64_t chunk,
+                             int64_t page_count, int64_t dim) {
   int64_t at = 0;
-  for (; at + kAcross * W <= dim; at += kAcross * W)
-    weigh_pages<ROWS, kAcross>(s, first_row, chunk, quads, dim, at);
-  for (; at < dim; at += W) weigh_pages<ROWS, 1>(s, first_row, chunk, quads, dim, at);
+  for (; at + kWeighed * W <= dim; at += kWeighed * W)
+    weigh_pages<ROWS, kWeighed>(s, first_row, chunk, page_count, dim, at);
+  for (; at < dim; at += W) weigh_pages<ROWS, 1>(s, first_row, chunk, page_count, dim, at);
 }
 
 // The weights of a chunk, times `inverse`, as whole numbers from 0 to 255.
@@ -146,8 +183,11 @@ MULL_INLINE void store_chunk(uint8_t* bytes, const vf (&weights)[kChunkKeys / W]
   const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
   _mm512_storeu_si512(bytes, _mm512_permutexvar_epi32(order, _mm512_packus_epi16(first, second)));
 #else
-  for (int v = 0; v < kChunkKeys / W; ++v)
-    store_bytes(reinterpret_cast<int8_t*>(bytes) + v * W, whole[v]);
+  int8_t* to = reinterpret_cast<int8_t*>(bytes);
+  for (int v = 0; v < kChunkKeys / W; ++v) {
+    store_bytes(to + v * W, kNarrowSums ? whole[v] & 15 : whole[v]);
+    if (kNarrowSums) store_bytes(to + kSplit + v * W, whole[v] >> 4);
+  }
 #endif
 }
 
@@ -195,16 +235,18 @@ static void soften_tile(const Attention& a, const AttentionTile& tile, int64_t f
     if (count > 0) top = top_score(scores + r * kSplit, count);
     vf sums{};
     for (int64_t chunk = 0; chunk < kChunks; ++chunk) {
-      const int64_t at = r * kSplit + chunk * kChunkKeys;
+      const int64_t at = chunk * kChunkKeys;
+      uint8_t* bytes = weights.row(r) + at;
       const int64_t seen = low(kChunkKeys, count - chunk * kChunkKeys);
       if (seen <= 0) {
         // Rows of a tile are weighed together: what a row does not see, it weighs with zeros.
-        __builtin_memset(weights.bytes + at, 0, kChunkKeys);
+        for (int half = 0; half < kHalves; ++half)
+          __builtin_memset(bytes + half * kSplit, 0, kChunkKeys);
         weights.scales[r * kChunks + chunk] = 0.0f;
         continue;
       }
-      sums += soften_chunk(scores + at, seen, top, pages + chunk * kChunkKeys / kPage, scales_at,
-                           weights.bytes + at, weights.scales + r * kChunks + chunk);
+      sums += soften_chunk(scores + r * kSplit + at, seen, top, pages + at / kPage, scales_at,
+                           bytes, weights.scales + r * kChunks + chunk);
     }
     parts.part_max[r] = top;
     parts.part_sum[r] = sum(sums);
@@ -261,9 +303,9 @@ struct Int8Cache {
     }
     soften_tile(a, tile, first, s.scores, s.values, a.value_dim * kPage, s.parts, s.weights);
     for (int64_t chunk = 0; chunk * kChunkKeys < count; ++chunk) {
-      const int64_t quads = ceil_div(low(kChunkKeys, count - chunk * kChunkKeys), 4);
+      const int64_t pages = ceil_div(low(kChunkKeys, count - chunk * kChunkKeys), kPage);
       by_register_tiles<kRegisterRows>(tile.rows, [&](auto height, int64_t r) {
-        weigh_chunk_rows<height.count>(s, r, chunk, quads, a.value_dim);
+        weigh_chunk_rows<height.count>(s, r, chunk, pages, a.value_dim);
       });
     }
   }

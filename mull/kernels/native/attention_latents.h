@@ -173,30 +173,16 @@ static void score_latents(const LatentScratch& s, const LatentPage& layout, int6
   score_part<ROWS>(s, layout, row, 1, page, scores);
 }
 
-// out[r][at ..] += one chunk's first `quads` quads of tokens, weighed, for VECTORS vectors of the
-// value part.
+// out[r][at ..] += one chunk's first pages, weighed, for VECTORS vectors of the value part.
 template <int ROWS, int VECTORS>
 static void weigh_latents(const LatentScratch& s, const LatentPage& layout, int64_t row,
-                          int64_t chunk, int64_t quads, int64_t out_width, int64_t at) {
+                          int64_t chunk, int64_t page_count, int64_t out_width, int64_t at) {
   vi acc[ROWS][VECTORS];
-#pragma GCC unroll 8
-  for (int r = 0; r < ROWS; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; ++v) acc[r][v] = vi{};
-  const uint8_t* weights = s.weights.bytes + row * kSplit + chunk * kChunkKeys;
   const char* const* pages = s.pages + chunk * kChunkKeys / kPage;
-  for (int64_t quad = 0; quad < quads; ++quad) {
-    const char* from = pages[quad / 4] + (quad % 4 * layout.width + at) * 4;
-    vi value[VECTORS];
-#pragma GCC unroll 4
-    for (int v = 0; v < VECTORS; ++v) value[v] = transposed(load_ints(from + v * W * 4));
-#pragma GCC unroll 8
-    for (int r = 0; r < ROWS; ++r) {
-      const vi weight = splat_quad(weights + r * kSplit + quad * 4);
-#pragma GCC unroll 4
-      for (int v = 0; v < VECTORS; ++v) acc[r][v] = dot4_unsigned(acc[r][v], weight, value[v]);
-    }
-  }
+  const uint8_t* weights = s.weights.row(row) + chunk * kChunkKeys;
+  weigh_keys(acc, weights, page_count, [&](int64_t page, int quad, int v) {
+    return transposed(load_ints(pages[page] + (quad * layout.width + at + v * W) * 4));
+  });
 #pragma GCC unroll 8
   for (int r = 0; r < ROWS; ++r) {
     float* out = s.parts.part + (row + r) * out_width + at;
@@ -262,14 +248,17 @@ struct Int8Latents {
     }
     soften_tile(a, tile, first, s.scores, s.pages, kPage * layout.width, s.parts, s.weights);
     for (int64_t chunk = 0; chunk * kChunkKeys < count; ++chunk) {
-      const int64_t quads = ceil_div(low(kChunkKeys, count - chunk * kChunkKeys), 4);
-      by_register_tiles<kLatentRows>(tile.rows, [&](auto height, int64_t r) {
-        int64_t at = 0;
-        for (; at + kAcross * W <= out_width; at += kAcross * W)
-          weigh_latents<height.count, kAcross>(s, layout, r, chunk, quads, out_width, at);
-        for (; at < out_width; at += W)
-          weigh_latents<height.count, 1>(s, layout, r, chunk, quads, out_width, at);
-      });
+      const int64_t pages = ceil_div(low(kChunkKeys, count - chunk * kChunkKeys), kPage);
+      // Columns outside: a few of a chunk's values stay in the first cache for all rows.
+      int64_t at = 0;
+      for (; at + kWeighed * W <= out_width; at += kWeighed * W)
+        by_register_tiles<kLatentRows>(tile.rows, [&](auto height, int64_t r) {
+          weigh_latents<height.count, kWeighed>(s, layout, r, chunk, pages, out_width, at);
+        });
+      for (; at < out_width; at += W)
+        by_register_tiles<kLatentRows>(tile.rows, [&](auto height, int64_t r) {
+          weigh_latents<height.count, 1>(s, layout, r, chunk, pages, out_width, at);
+        });
     }
   }
 };

@@ -317,18 +317,11 @@ MULL_INLINE vi add_nibbles_narrow(vi sums, vi, vi) { return sums; }
 MULL_INLINE vi widened(vi sums) { return sums; }
 #endif
 
-// `dot4_unsigned`: unsigned up to 255 times signed.
+// `dot4_unsigned`: unsigned up to 255 times signed; kNarrowSums does without it.
 MULL_INLINE vi dot4_unsigned(vi acc, vi w, vi a) {
 #if (defined(__AVX512VNNI__) && MULL_VECTOR_BYTES == 64) || \
     (defined(__AVXVNNI__) && MULL_VECTOR_BYTES == 32)
   return dot4_bytes(acc, w, a);
-#elif defined(__AVX2__) && MULL_VECTOR_BYTES == 32
-  // Pairs are added in 16 bits, where 2 * 255 * 127 does not fit: seven bits and the last apart.
-  const __m256i high_bits = (__m256i)((w >> 1) & 0x7f7f7f7f), last_bit = (__m256i)(w & 0x01010101);
-  const __m256i high_pairs = _mm256_maddubs_epi16(high_bits, (__m256i)a);
-  const __m256i last_pairs = _mm256_maddubs_epi16(last_bit, (__m256i)a);
-  return acc + (vi)_mm256_madd_epi16(high_pairs, _mm256_set1_epi16(2)) +
-         (vi)_mm256_madd_epi16(last_pairs, _mm256_set1_epi16(1));
 #elif defined(__ARM_FEATURE_DOTPROD)
   const vi high_bits = (w >> 1) & 0x7f7f7f7f, last_bit = w & 0x01010101;
   const vi high_sum = (vi)vdotq_s32(int32x4_t{}, (int8x16_t)high_bits, (int8x16_t)a);
