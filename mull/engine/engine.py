@@ -282,7 +282,7 @@ class Engine:
             found, right = self._take(turn.seq, list(islice(drawn, len(turn.rows))), turn.draft)
             events += found
             self._decode_tokens += right
-            self.speculation.accepted += right
+            self.speculation.judged(right)
         return events
 
     def _steps_at_once(self, chunks: list[Chunk]) -> int:

@@ -47,7 +47,7 @@ class Speculation:
         self._blocks = scheduler.blocks
         self._max_rows = scheduler.max_batch_tokens
         self.is_decode = self._could_pay = False
-        self._quiet_steps = 0  # since a guess was last made
+        self._quiet_steps = 0  # since a guess was last right
         self._lookups: dict[Sequence, PromptLookup] = {}
 
     def propose(self, chunks: list[Chunk], tokens_left: Callable[[Sequence], int]) -> None:
@@ -66,8 +66,8 @@ class Speculation:
     def steps_before_a_look(self) -> int | None:
         """How many steps may go by before the text is searched for guesses again; None: any.
 
-        A quarter of those that have found nothing worth a guess: a wrong guess in the middle of a
-        repetition must not cost more than a few tokens of it.
+        A quarter of those since a guess was last right: where a repetition begins not many of its
+        tokens are lost, and a wrong guess in the middle of it costs none.
         """
         return max(1, self._quiet_steps // 4) if self.mode == "ngram" and self._could_pay else None
 
@@ -88,6 +88,12 @@ class Speculation:
         self._quiet_steps += steps
         if self.is_decode:
             self.costs.observe(sum(chunk.rows for chunk in chunks), seconds)
+
+    def judged(self, right: int) -> None:
+        """So many guesses of a step were right."""
+        self.accepted += right
+        if right:
+            self._quiet_steps = 0
 
     def drop(self, seq: Sequence) -> None:
         self._lookups.pop(seq, None)
@@ -151,7 +157,6 @@ class Speculation:
     def _extend(self, chunk: Chunk, length: int) -> None:
         length = min(length, self._room(chunk))  # drafts before this one have taken blocks
         if length > 0:
-            self._quiet_steps = 0
             chunk.draft = self._first_guesses(chunk.seq, length)
             self._blocks.append(chunk.seq, chunk.rows)
             self.drafted += length
