@@ -1,7 +1,7 @@
 // Products of small whole numbers as fast as the processor makes them, with nothing to wait for: the
 // peak that shares of it are of.
 
-constexpr int kPeakSums = 12;  // more than a product takes cycles, times two in every cycle
+constexpr int kPeakSums = 12;  // two products begin in a cycle, and each takes up to five
 // Two operations for each of four products a lane.
 constexpr int64_t kPeakOperations = int64_t{kPeakSums} * W * 4 * 2;
 
