@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 from collections import defaultdict
 from dataclasses import dataclass, field
+from functools import reduce
 from statistics import median
 from typing import Any
 
@@ -153,16 +154,7 @@ def _standing(
     done = [r.gop_per_s for r in readings if r.gop_per_s is not None]
     if done:
         standing["gop_per_s"] = round(median(done), 0)
-        name, peak = compute_peak(word, results.peaks)
+        precision = word.partition(":")[2].partition("+")[0]
+        name, peak = reduce(Peaks.best_of, results.peaks).of_products(precision)
         standing[f"share_of_{name}"] = round(median(done) / peak, 3)
     return standing
-
-
-def compute_peak(word: str, peaks: list[Peaks]) -> tuple[str, float]:
-    """(name, GOP/s): the peak of the arithmetic that this precision of ours uses."""
-    precision = word.partition(":")[2].partition("+")[0]
-    if precision in ("q8", "q4"):
-        return "int8", max(peak.int8_gop_per_s for peak in peaks)
-    if precision == "bf16":
-        return "bf16", max(peak.bf16_gflop_per_s for peak in peaks)
-    return "fp32", max(peak.fp32_gflop_per_s for peak in peaks)

@@ -77,6 +77,14 @@ def test_a_model_that_always_uses_all_its_experts_reads_them_all() -> None:
     assert Work(config, 1, 0).step_bytes(1, 0) == total - embedding
 
 
+def test_shares_are_of_the_peak_of_the_products_in_use() -> None:
+    assert PEAKS.of_products("q4") == PEAKS.of_products("q8") == ("int8", 400.0)
+    assert PEAKS.of_products("fp32") == PEAKS.of_products("bf16") == ("fp32", 100.0)
+    with_bf16 = peaks.Peaks(30.0, 100.0, 180.0, 400.0, threads=2)
+    assert with_bf16.of_products("bf16") == ("bf16", 180.0)
+    assert with_bf16.of_products("fp32") == ("fp32", 100.0)
+
+
 def test_doctor_reports_the_machine_and_exits_0_with_warnings_only(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -51,12 +51,14 @@ def bench(
     before = measure_peaks()
     results = list(run_bench(llm, rounds))
     peaks = before.best_of(measure_peaks())
+    products, best = peaks.of_products(llm.precision)
+    of_products = f"OF {products.upper()} PEAK"
     note(f"{llm.name} · {llm.precision} · this machine at its best: {peaks.in_words()}")
     if as_json:
         print_json(results)
         return
     print_table(
-        ("METRIC", "BATCH", "TOKENS/S", "GB/S", "OF READ PEAK", "GOP/S", "OF FP32 PEAK"),
+        ("METRIC", "BATCH", "TOKENS/S", "GB/S", "OF READ PEAK", "GOP/S", of_products),
         [
             (
                 result["metric"],
@@ -65,7 +67,7 @@ def bench(
                 f"{result['gb_per_s']:.1f}",
                 f"{result['gb_per_s'] / peaks.read_gb_per_s:.0%}",
                 f"{result['gop_per_s']:,.0f}",
-                f"{result['gop_per_s'] / peaks.fp32_gflop_per_s:.0%}",
+                f"{result['gop_per_s'] / best:.0%}",
             )
             for result in results
         ],

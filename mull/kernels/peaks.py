@@ -32,6 +32,15 @@ class Peaks:
         pairs = zip(astuple(self), astuple(other), strict=True)
         return Peaks(*(max(pair) for pair in pairs))
 
+    def of_products(self, precision: str) -> tuple[str, float]:
+        """(name, 10^9 operations a second): what products with weights in this precision can reach.
+        bf16 is widened to float32 where that is faster."""
+        if precision in ("q8", "q4"):
+            return "int8", self.int8_gop_per_s
+        if precision == "bf16" and self.bf16_gflop_per_s > self.fp32_gflop_per_s:
+            return "bf16", self.bf16_gflop_per_s
+        return "fp32", self.fp32_gflop_per_s
+
     def in_words(self) -> str:
         return (
             f"{self.read_gb_per_s:.1f} GB/s read, {self.fp32_gflop_per_s:,.0f} GFLOP/s fp32, "
