@@ -15,6 +15,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from mull.engine.answers import Answers
 from mull.engine.block_cache import BlockManager
 from mull.engine.cache import PagedCache, choose_num_blocks
 from mull.engine.counters import Counters
@@ -23,12 +24,11 @@ from mull.engine.mtp import MtpDrafter
 from mull.engine.paged import BlockTables, PagedSequences
 from mull.engine.prompt_logprobs import read_prompts
 from mull.engine.reply import Reply
-from mull.engine.request import Event, Request, TokenLogprob, check_fits
+from mull.engine.request import Event, Request, check_fits
 from mull.engine.sampler import refuse_damage, sample
 from mull.engine.scheduler import Chunk, Scheduler
 from mull.engine.sequence import Sequence
 from mull.engine.speculation import Mode, Speculation, choose_mode
-from mull.engine.thinking import CloseReason
 from mull.engine.turns import Turn, find_turns, rows_wanted
 from mull.model.transformer import CausalLM
 from mull.text.stream import StreamParser
@@ -108,15 +108,13 @@ class Engine:
         self.speculation = Speculation(self.scheduler, mode=mode, drafter=self.drafter)
         self._loop = DecodeLoop(model, self.cache, self.blocks, vocabulary=self.vocabulary)
         self.ends = frozenset(tokenizer.eos_ids) | frozenset(self.config.eos_token_ids)
-        self._samples: dict[int, list[Sequence]] = {}
-        self._replies: dict[Sequence, Reply] = {}
+        self._answers = Answers(self.scheduler, self.speculation, template)
         self._pending: list[Event] = []
         self._next_id = 0
         self._next_arrival = 0
         self._steps = 0
         self._prefill_tokens = 0
         self._decode_tokens = 0
-        self._cached_tokens = 0
 
     @property
     def has_work(self) -> bool:
@@ -128,7 +126,7 @@ class Engine:
             steps=self._steps,
             prefill_tokens=self._prefill_tokens,
             decode_tokens=self._decode_tokens,
-            cached_tokens=self._cached_tokens,
+            cached_tokens=self._answers.cached_tokens,
             drafted_tokens=self.speculation.drafted,
             accepted_tokens=self.speculation.accepted,
             preemptions=self.scheduler.preemptions,
@@ -167,7 +165,7 @@ class Engine:
         self.scheduler.add(leader, has_room=is_admitted)
         self._next_id += 1
         self._next_arrival += len(seqs)
-        self._samples[request_id] = seqs
+        self._answers.samples[request_id] = seqs
         for seq in seqs:
             parser = StreamParser(
                 self.tokenizer,
@@ -175,7 +173,7 @@ class Engine:
                 starts_in_thinking=request.starts_in_thinking,
                 tools_offered=request.tools_offered,
             )
-            self._replies[seq] = Reply(
+            self._answers.replies[seq] = Reply(
                 seq,
                 request,
                 parser,
@@ -185,29 +183,27 @@ class Engine:
                 submitted=submitted,
             )
         for seq in list(seqs):  # one that ends at once leaves `seqs`
-            self._pending += self._steer(seq)
+            self._pending += self._answers.steer(seq)
         return request_id
 
     def cancel(self, request_id: int) -> bool:
         """Drop all samples of a request at once; their "end" events come with the next step."""
-        seqs = list(self._samples.get(request_id, []))
-        for seq in seqs:
-            self._pending += self._replies[seq].cancel()
-            self._drop(seq)
-        return bool(seqs)
+        is_known = request_id in self._answers.samples
+        self._pending += self._answers.cancel(request_id)
+        return is_known
 
     def cancel_all(self) -> list[Event]:
         """Drop everything, queued events included; returns the "end" events."""
-        for request_id in list(self._samples):
+        for request_id in list(self._answers.samples):
             self.cancel(request_id)
         events, self._pending = self._pending, []
         return events
 
     def answer_now(self, request_id: int) -> bool:
         """Close the thinking after the next token; nothing happens to samples not thinking."""
-        seqs = self._samples.get(request_id, [])
+        seqs = self._answers.samples.get(request_id, [])
         for seq in seqs:
-            self._replies[seq].answer_now()
+            self._answers.replies[seq].answer_now()
         return bool(seqs)
 
     def interrupt(self, *, is_wanted: bool = True) -> None:
@@ -223,7 +219,7 @@ class Engine:
         chunks = self.scheduler.schedule()
         if not chunks:
             return events
-        self.speculation.propose(chunks, lambda seq: self._replies[seq].tokens_left)
+        self.speculation.propose(chunks, lambda seq: self._answers.replies[seq].tokens_left)
         start = time.perf_counter()
         if (steps := self._steps_at_once(chunks)) > 1:
             return events + self._run_steps(chunks, steps, start)
@@ -250,7 +246,7 @@ class Engine:
                 hidden_TD,
                 forks,
                 copies,
-                self._useful_guesses if choice == "guess" else None,
+                self._answers.useful_guesses if choice == "guess" else None,
                 self.speculation.costs,
                 is_decode=self.speculation.is_decode,
                 least_depth=self.speculation.least_depth,
@@ -275,11 +271,13 @@ class Engine:
         events: list[Event] = []
         if len(tokens) == len(turns):  # no drafts
             for seq, token, logprob in zip(seqs, tokens, logprobs, strict=True):
-                events += self._take_one(seq, token, logprob)
+                events += self._answers.take_one(seq, token, logprob)
             return events
         drawn = iter(zip(tokens, logprobs, strict=True))
         for turn in turns:
-            found, right = self._take(turn.seq, list(islice(drawn, len(turn.rows))), turn.draft)
+            found, right = self._answers.take(
+                turn.seq, list(islice(drawn, len(turn.rows))), turn.draft
+            )
             events += found
             self._decode_tokens += right
             self.speculation.judged(right)
@@ -288,7 +286,7 @@ class Engine:
     def _steps_at_once(self, chunks: list[Chunk]) -> int:
         if self.drafter is not None:
             return 1
-        replies = [self._replies[chunk.seq] for chunk in chunks]
+        replies = [self._answers.replies[chunk.seq] for chunk in chunks]
         return self._loop.steps(
             chunks,
             [reply.tokens_left for reply in replies],
@@ -297,7 +295,7 @@ class Engine:
         )
 
     def _run_steps(self, chunks: list[Chunk], steps: int, start: float) -> list[Event]:
-        replies = [self._replies[chunk.seq] for chunk in chunks]
+        replies = [self._answers.replies[chunk.seq] for chunk in chunks]
         drawn = self._loop.run(self._tables, [reply.watched for reply in replies], steps)
         refuse_damage(drawn.tokens[0])
         # A later step's damage shows again in the next call, as its first.
@@ -312,7 +310,7 @@ class Engine:
             seq = chunk.seq
             self.scheduler.computed(chunk)
             own = drawn.of_row(row, made, tell_logprobs=seq.sampling.logprobs is not None)
-            found, taken = self._take(seq, own, [token for token, _ in own[:-1]])
+            found, taken = self._answers.take(seq, own, [token for token, _ in own[:-1]])
             events += found
             self._decode_tokens += taken
         return events
@@ -334,74 +332,3 @@ class Engine:
                 self._decode_tokens += chunk.count
             else:
                 self._prefill_tokens += chunk.count
-
-    def _useful_guesses(self, seq: Sequence) -> int:
-        """How many guesses the sequence's next step could use at most."""
-        reply = self._replies.get(seq)
-        if reply is None or not seq.speculate or len(seq) != seq.computed + 1:
-            return 0
-        return reply.tokens_left - 1
-
-    def _take(
-        self, seq: Sequence, drawn: list[tuple[int, TokenLogprob | None]], foreseen: list[int]
-    ) -> tuple[list[Event], int]:
-        """Append what was drawn, up to the first token that had not been foreseen: each was drawn
-        after the foreseen ones before it. Also how many are more than the first."""
-        events: list[Event] = []
-        for i, (token, logprob) in enumerate(drawn):
-            if i:
-                self.scheduler.accepted(seq)
-            length = len(seq) + 1
-            events += self._take_one(seq, token, logprob)
-            # Over as well when the answer has ended, or its thinking was closed.
-            is_alone = len(seq) == length and seq.token_ids[-1] == token
-            if foreseen[i : i + 1] != [token] or seq not in self._replies or not is_alone:
-                break
-            if seq.constraint is not None and not seq.constraint.is_free:
-                break  # its grammar begins: what comes next was drawn without it
-        if foreseen and seq in self._replies:
-            self.blocks.trim(seq)
-        return events, i
-
-    def _take_one(self, seq: Sequence, token: int, logprob: TokenLogprob | None) -> list[Event]:
-        if self._replies[seq].ends_too_early(token):
-            return self._close(seq, "ended")
-        events = self._accept(seq, token, logprob)
-        return events + self._steer(seq) if seq in self._replies else events
-
-    def _accept(
-        self, seq: Sequence, token: int, logprob: TokenLogprob | None, *, is_forced: bool = False
-    ) -> list[Event]:
-        reply = self._replies[seq]
-        seq.append(token)
-        events = reply.push(token, logprob, is_forced=is_forced)
-        if reply.is_finished:
-            self._drop(seq)
-        return events
-
-    def _steer(self, seq: Sequence) -> list[Event]:
-        """Close the sequence's thinking if it is time, with tokens fed as if it had said them."""
-        reply = self._replies.get(seq)
-        reason = reply.reason_to_close() if reply is not None else None
-        return [] if reason is None else self._close(seq, reason)
-
-    def _close(self, seq: Sequence, reason: CloseReason) -> list[Event]:
-        reply = self._replies[seq]
-        events: list[Event] = []
-        reply.closing(reason)
-        for token in self.template.thinking_close_ids(is_mid_line=reply.is_mid_line):
-            if not reply.is_finished:
-                events += self._accept(seq, token, None, is_forced=True)
-        reply.closed()
-        return events
-
-    def _drop(self, seq: Sequence) -> None:
-        """A finished or cancelled sequence leaves nothing behind."""
-        self._cached_tokens += seq.cached_tokens or 0
-        self.scheduler.remove(seq)
-        self.speculation.drop(seq)
-        del self._replies[seq]
-        siblings = self._samples[seq.request_id]
-        siblings.remove(seq)
-        if not siblings:
-            del self._samples[seq.request_id]
