@@ -12,7 +12,7 @@ run: setup
 	@exec $(BIN)/mull up
 
 test: setup-dev
-	@$(BIN)/python -m pytest -n 2 --dist loadfile
+	@$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: setup-dev
 	@$(BIN)/ruff check .

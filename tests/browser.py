@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -23,7 +24,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from mull_command import MULL
 from scripted_models import write_scripted_model
 
 ROOT = Path(__file__).parent.parent
@@ -77,6 +77,15 @@ def chromium() -> str:
 
 # --- the server -----------------------------------------------------------------------------------
 
+# `mull` whose answers are longer unless the page says how long: what has no end must last for all
+# that a test does meanwhile.
+_PATIENT = [
+    sys.executable,
+    "-c",
+    "import sys; from mull import llm; llm.DEFAULT_MAX_TOKENS = 16_384; "
+    "from mull.cli import main; sys.exit(main())",
+]
+
 
 @dataclass
 class MullUp:
@@ -95,7 +104,15 @@ class MullUp:
     def start(self) -> MullUp:
         with (self.home / "server.log").open("ab") as log:
             self.process = subprocess.Popen(
-                [MULL, "up", "--no-browser", f"--port={self.port}", "-m", self.model, *self.flags],
+                [
+                    *_PATIENT,
+                    "up",
+                    "--no-browser",
+                    f"--port={self.port}",
+                    "-m",
+                    self.model,
+                    *self.flags,
+                ],
                 env={**os.environ, "MULL_HOME": str(self.home)},
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -152,7 +169,7 @@ def write_home(home: Path) -> Path:
         answer="Enough of that.",
         endless=True,
         context=65536,
-        layers=8,  # the page's 4,096 tokens must last for what a test does meanwhile
+        layers=8,
     )
     return home
 

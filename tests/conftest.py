@@ -10,6 +10,12 @@ os.environ.update(OPENMP_SPINS)  # before torch is loaded: the workers of a run 
 
 import pytest
 from browser import browser, mull_up, visit  # noqa: F401
+from hypothesis import HealthCheck, settings
+
+# What takes long on a busy machine is not wrong. Runs with other kernels have their own profiles.
+settings.register_profile("mull", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+if settings.get_current_profile_name() == "default":
+    settings.load_profile("mull")
 
 
 @pytest.fixture(scope="session")

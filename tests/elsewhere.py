@@ -209,7 +209,7 @@ def running(command: list[str], variant: str) -> Iterator[None]:
         native.library.close()  # type: ignore[union-attr]
 
 
-settings.register_profile("emulated kernels", max_examples=5)
+settings.register_profile("emulated kernels", max_examples=5, deadline=None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

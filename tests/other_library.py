@@ -6,7 +6,7 @@ from hypothesis import settings
 
 from mull import kernels
 
-settings.register_profile("slower kernels", max_examples=10)
+settings.register_profile("slower kernels", max_examples=10, deadline=None)
 
 
 def pytest_configure() -> None:

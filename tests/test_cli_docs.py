@@ -48,7 +48,7 @@ def test_a_command_of_the_documentation_runs(command: str, store: Path, tmp_path
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1800,
         check=False,
     )
     assert done.returncode == 0, done.stderr

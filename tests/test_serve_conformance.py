@@ -237,7 +237,9 @@ def test_thinking_that_comes_back_is_left_out_or_where_that_is_wished_refused(cl
     assert len(counts) == 1
     with running_server(thinking_model(tmp_path), strict_reasoning=True) as strict:
         messages = [*ASK, {**said, "reasoning_content": THINKING}, more]
-        refused = httpx2.post(f"{strict}/v1/chat/completions", json={"messages": messages})
+        refused = httpx2.post(
+            f"{strict}/v1/chat/completions", json={"messages": messages}, timeout=60
+        )
         assert refused.status_code == 400
         assert "reasoning_content" in refused.json()["error"]["param"]
 

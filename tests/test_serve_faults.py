@@ -141,14 +141,21 @@ class Reader(threading.Thread):
                     self.has_begun.set()
 
 
+def until_said(home: Path, event: str) -> None:
+    deadline = time.monotonic() + 30
+    while event not in (home / "server.log").read_text():
+        assert time.monotonic() < deadline, f"the log does not say {event!r}"
+        time.sleep(0.02)
+
+
 def test_sigterm_lets_streams_finish_and_takes_nothing_new(home: Path) -> None:
     with started(home) as server:
-        reader = Reader(server.url, model="endless", max_tokens=500)
+        reader = Reader(server.url, model="endless", max_tokens=5000)
         reader.start()
         assert reader.has_begun.wait(30)
         assert server.process is not None
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
+        until_said(home, "shutting down")
         with pytest.raises(httpx2.HTTPError):
             httpx2.get(f"{server.url}/health", timeout=5)
         reader.join(60)
@@ -158,7 +165,7 @@ def test_sigterm_lets_streams_finish_and_takes_nothing_new(home: Path) -> None:
     log = (home / "server.log").read_text()
     lines = [json.loads(line) for line in log.splitlines() if line.startswith("{")]
     assert [line["event"] for line in lines][-3:] == ["shutting down", "answer", "request"]
-    assert lines[-2]["completion_tokens"] == 500
+    assert lines[-2]["completion_tokens"] == 5000
     assert not any(word in log for word in ("Go on.", "step7"))
 
 
@@ -171,12 +178,15 @@ def test_a_second_signal_ends_answers_with_what_they_have(home: Path) -> None:
         chat = api.chat()
         asked = api.say(chat, "one")["id"]
         api.begin(chat, asked, model="endless", sampling={"max_tokens": 60_000})
-        time.sleep(0.3)
+        deadline = time.monotonic() + 30
+        while len(api("GET", f"/conversations/{chat}")["messages"][-1]["text"]) <= 20:
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
         assert server.process is not None
-        for _ in range(2):
-            server.process.send_signal(signal.SIGINT)
-            time.sleep(0.2)
-        assert server.process.wait(20) == 130
+        server.process.send_signal(signal.SIGINT)
+        until_said(home, "shutting down")
+        server.process.send_signal(signal.SIGINT)
+        assert server.process.wait(60) == 130
         reader.join(10)
         assert (reader.is_whole, reader.finish) == (True, "insufficient_system_resource")
     with started(home) as server:
@@ -206,7 +216,7 @@ def test_a_full_disk_is_said_and_loses_nothing(home: Path) -> None:
         assert api("GET", f"/conversations/{chat}")["title"] == "before"
         process.rlimit(psutil.RLIMIT_FSIZE, unlimited)
         # full again while an answer is under way
-        begun = api.begin(chat, asked["id"], model="endless", sampling={"max_tokens": 300})
+        begun = api.begin(chat, asked["id"], model="endless", sampling={"max_tokens": 5000})
         process.rlimit(psutil.RLIMIT_FSIZE, (4096, resource.RLIM_INFINITY))
         told = api.end_of(begun["response_id"])
         assert "could not be saved" in told["error"]

@@ -31,7 +31,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def narrow(model: Path) -> Iterator[Running]:
     """Serves one answer at a time; two more may wait."""
     with serving(model, max_running=1, max_queue=2, keep_alive_seconds=0.2) as running:
-        httpx2.post(f"{running.url}/v1/completions", json={"prompt": "x", "max_tokens": 1})
+        httpx2.post(
+            f"{running.url}/v1/completions", json={"prompt": "x", "max_tokens": 1}, timeout=60
+        )
         yield running
 
 
@@ -47,7 +49,7 @@ def test_an_int8_cache_is_smaller_and_says_the_same(model: Path) -> None:
     for cache in ("fp32", "int8"):
         with serving(model, cache=cache) as running:
             body = {"prompt": [FIRST_WORD], "max_tokens": 20, "temperature": 0}
-            answer = httpx2.post(f"{running.url}/v1/completions", json=body).json()
+            answer = httpx2.post(f"{running.url}/v1/completions", json=body, timeout=60).json()
             said.append(answer["choices"][0]["text"])
             metrics = httpx2.get(f"{running.url}/metrics").text
             bytes_held.append(float(re.findall(r"^mull_model_bytes{.*} (.*)$", metrics, re.M)[0]))
@@ -92,7 +94,7 @@ class Stream(threading.Thread):
         self.start()
 
     def run(self) -> None:
-        client = httpx2.Client(base_url=self.url, timeout=60 if self.body["stream"] else 0.7)
+        client = httpx2.Client(base_url=self.url, timeout=60 if self.body["stream"] else 3)
         try:
             with client.stream("POST", "/v1/chat/completions", json=self.body) as response:
                 for line in response.iter_lines():
@@ -140,8 +142,8 @@ def test_a_client_that_leaves_frees_its_place_within_one_step(
     stop, cancel = RunningAnswer.stop, engine.cancel
 
     def watched_stop(answer: RunningAnswer, *by: Any) -> None:
-        stopped.append(engine.counters.steps)
         stop(answer, *by)
+        stopped.append(engine.counters.steps)
 
     def watched_cancel(request_id: int) -> bool:
         done = cancel(request_id)

@@ -56,7 +56,7 @@ def test_the_page_runs_as_it_stands(smollm2_gguf: Path, tmp_path: Path) -> None:
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=1800,
             check=False,
         )
         assert done.returncode == 0, done.stderr

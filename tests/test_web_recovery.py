@@ -34,7 +34,7 @@ def test_a_reload_in_the_middle_of_an_answer_loses_nothing(
     start_endless(v)
     v.page.reload()
     expect(thinking(v)).to_contain_text(ROUND_AND_ROUND[:60])
-    assert v.button("composer.stop").is_visible()
+    expect(v.button("composer.stop")).to_be_visible()
     v.button("thinking.answer_now").click()
     answer = v.done()
     expect(answer).to_contain_text("Enough of that.")

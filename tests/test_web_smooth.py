@@ -74,6 +74,6 @@ def test_typing_loses_no_letter_while_an_answer_streams(visit: Go) -> None:
     expect(v.answers.last.get_by_text("Round and round").first).to_be_visible()
     v.composer.press_sequentially(TYPED)
     expect(v.composer).to_have_value(TYPED)
-    assert v.button("composer.stop").is_visible()
+    expect(v.button("composer.stop")).to_be_visible()
     v.button("composer.stop").click()
     v.done()
