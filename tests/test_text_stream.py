@@ -12,6 +12,7 @@ from text_vocabularies import LLAMA, QWEN, tiny
 from mull.text import ChatTemplate, Piece, StreamDecoder, StreamParser, Tokenizer, sentence_end
 from mull.text.template_chatml import Qwen3Template
 from mull.text.template_llama3 import Llama31Template
+from mull.text.tool_calls import tool_syntax
 
 R1_CALL = (
     "<｜tool▁calls▁begin｜><｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n"
@@ -308,6 +309,16 @@ def test_llama_calls_as_bare_objects_and_behind_the_python_tag() -> None:
     for text in ('{"x": 1}', '{"name": ', "see " + call, "{{", "  {not json} more"):
         assert parsed(text) == [Piece("answer", text)]
     assert parsed("<|python_tag|>print(1)") == [Piece("answer", "<|python_tag|>print(1)")]
+
+
+def test_calls_nested_as_deep_as_can_just_be_read_raise_nothing() -> None:
+    syntax = tool_syntax("llama3")
+    assert syntax is not None
+    found = set()
+    for depth in range(700, 1000):
+        nested = '{"a":' * depth + "1" + "}" * depth
+        found.add(len(syntax.read(f'{{"name": "f", "parameters": {nested}}}')))
+    assert found == {0, 1}
 
 
 _TOOL_CHUNKS = st.sampled_from(

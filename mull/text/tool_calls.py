@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..errors import TextError
 from .messages import to_json
 
 MAX_CALL_CHARS = 1_000_000
@@ -72,7 +73,10 @@ def _call_in(value: object) -> tuple[str, str] | None:
         arguments = _object(arguments)
     if not isinstance(name, str) or not name or not isinstance(arguments, dict):
         return None
-    return name, to_json(arguments)
+    try:
+        return name, to_json(arguments)
+    except TextError:
+        return None  # nested as deep as can be read, but not written again
 
 
 def _object(text: str) -> object:
