@@ -134,12 +134,11 @@ class _Native:
                 "(install gcc or clang, then install mull again)"
             )
             return
-        library = _declare(ctypes.CDLL(str(path)))
-        sizes = (c_int64 * len(_STRUCTS))()
-        library.mull_sizes(sizes)
-        if list(sizes) != [ctypes.sizeof(struct) for struct in _STRUCTS]:
+        library = ctypes.CDLL(str(path))
+        if not _is_of_this_version(library):
             self.reason = f"{path.name} is of another version of mull: install mull again"
             return
+        _declare(library)
         if not library.mull_select(wanted.encode() if wanted else None):
             raise KernelError(f"MULL_KERNELS is {wanted!r}, which this processor does not have")
         self.runtime = _share_threads(library)
@@ -154,11 +153,18 @@ def _find() -> Path | None:
     return None
 
 
-def _declare(library: ctypes.CDLL) -> ctypes.CDLL:
+def _is_of_this_version(library: ctypes.CDLL) -> bool:
+    if not all(hasattr(library, name) for name in _SIGNATURES):
+        return False
+    sizes = (c_int64 * 256)()  # room for those of any version, which ends with zeros
+    library.mull_sizes(sizes)
+    return [size for size in sizes if size] == [ctypes.sizeof(struct) for struct in _STRUCTS]
+
+
+def _declare(library: ctypes.CDLL) -> None:
     for name, (result, arguments) in _SIGNATURES.items():
         function = getattr(library, name)
         function.restype, function.argtypes = result, arguments
-    return library
 
 
 def _share_threads(library: ctypes.CDLL) -> str:
