@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from mull.engine.reply import Reply
 from mull.engine.request import Event, TokenLogprob
 from mull.engine.scheduler import Scheduler
 from mull.engine.sequence import Sequence
-from mull.engine.speculation import Speculation
 from mull.engine.thinking import CloseReason
 from mull.text.templates import ChatTemplate
 
@@ -16,12 +17,17 @@ class Answers:
     cached_tokens: of the prompts of all that have ended, those found in the cache."""
 
     def __init__(
-        self, scheduler: Scheduler, speculation: Speculation, template: ChatTemplate
+        self,
+        scheduler: Scheduler,
+        template: ChatTemplate,
+        *,
+        forget_guesses: Callable[[Sequence], None],
     ) -> None:
         self.samples: dict[int, list[Sequence]] = {}
         self.replies: dict[Sequence, Reply] = {}
         self.cached_tokens = 0
-        self._scheduler, self._speculation, self._template = scheduler, speculation, template
+        self._scheduler, self._template = scheduler, template
+        self._forget_guesses = forget_guesses
 
     def cancel(self, request_id: int) -> list[Event]:
         """Drop all samples of a request; their "end" events."""
@@ -55,7 +61,7 @@ class Answers:
                 break
             if seq.constraint is not None and not seq.constraint.is_free:
                 break  # its grammar begins: what comes next was drawn without it
-        if foreseen and seq in self.replies:
+        if seq in self.replies:
             self._scheduler.blocks.trim(seq)
         return events, i
 
@@ -96,7 +102,7 @@ class Answers:
         """A finished or cancelled sequence leaves nothing behind."""
         self.cached_tokens += seq.cached_tokens or 0
         self._scheduler.remove(seq)
-        self._speculation.drop(seq)
+        self._forget_guesses(seq)
         del self.replies[seq]
         siblings = self.samples[seq.request_id]
         siblings.remove(seq)

@@ -56,6 +56,7 @@ class _Loop:
         finally:
             with self.changed:
                 self.is_closing = True
+                self.engine.interrupt(is_wanted=False)
             try:
                 self._empty_inbox()
             finally:
@@ -88,10 +89,11 @@ class _Loop:
         with self.changed:
             while not (self.inbox or self.is_closing or self.engine.has_work):
                 self.changed.wait()
+            # Whoever interrupted has a command in the inbox, which is emptied next.
+            self.engine.interrupt(is_wanted=self.is_closing)
             return not self.is_closing
 
     def _empty_inbox(self) -> None:
-        self.engine.interrupt(is_wanted=False)
         while self.inbox:
             try:
                 self.inbox.popleft()()
