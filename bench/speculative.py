@@ -1,7 +1,8 @@
 """Claim: guesses make a rewrite at least 1.5x as fast alone, and nothing slower than 0.97x.
 
-The same requests with and without guesses, in turn, in one process; answers are compared. Rewrites
-repeat what was read; prose sampled at temperature 1, and batches, give guesses little to win.
+The same requests with and without guesses, in turn, in one process, each by an engine made for it;
+answers are compared. Rewrites repeat what was read; prose sampled at temperature 1, and batches,
+give guesses little to win.
 With a model that has multi-token prediction, --mode mtp measures that instead, and --recipe asks a
 recipe's own held-out problems one after another, for models that know nothing else:
 --model nano --mode mtp --recipe nano.
@@ -143,15 +144,15 @@ def answer(llm: mull.LLM, asked: list[Request]) -> tuple[float, list[list[int]]]
     return rate, [output.token_ids for output in sorted(outputs, key=lambda o: o.request_id)]
 
 
-def measure(llm: mull.LLM, case: Case, mode: str, rounds: int) -> dict[str, Any]:
-    engine = llm.engine
+def measure(llms: dict[str, mull.LLM], case: Case, rounds: int) -> dict[str, Any]:
+    """llms: of MODES, each with an engine that was made for its mode."""
+    engine = llms["on"].engine
     rates: dict[str, list[float]] = {name: [] for name in MODES}
     drafted = accepted = tokens = 0
     for turn in range(rounds + 1):
         said = []
         for name in MODES if turn % 2 else MODES[::-1]:
-            engine.speculation.mode = mode if name == "on" else "off"
-            before = engine.counters
+            llm, before = llms[name], engine.counters
             if case.problems:
                 asked = thinking_requests(llm, case, 1000 * turn, name)
                 rate, ids = answers_in_turn(llm, asked)
@@ -194,13 +195,18 @@ def main() -> None:
     cases = CASES if args.recipe is None else thinking_cases(args.recipe)
     found = []
     for precision in args.precision.split(","):
-        with mull.load(args.model, precision=precision, speculation=args.mode) as llm:
+        modes = dict(zip(MODES, ("off", args.mode), strict=True))
+        llms = {
+            name: mull.load(args.model, precision=precision, speculation=mode)
+            for name, mode in modes.items()
+        }
+        for llm in llms.values():
             llm.close()  # ends the thread that steps the engine: it is stepped here
-            for case in cases[:1] if args.quick else cases:
-                row = measure(llm, case, args.mode, 1 if args.quick else args.rounds)
-                found.append({"precision": precision, **row})
-                if not args.json:
-                    show(found[-1])
+        for case in cases[:1] if args.quick else cases:
+            row = measure(llms, case, 1 if args.quick else args.rounds)
+            found.append({"precision": precision, **row})
+            if not args.json:
+                show(found[-1])
     if args.json:
         print(json.dumps({"cpu": cpu_name(), "mode": args.mode, "results": found}, indent=2))
 

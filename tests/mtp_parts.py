@@ -51,7 +51,9 @@ class Hopeful(GuessRates):
 
 
 class AlwaysGuess(MtpGate):
-    def choose(self, ends: int, costs: StepCosts, rates: GuessRates, *, is_decode: bool) -> Choice:
+    def choose(
+        self, ends: int, costs: StepCosts, rates: GuessRates, *, is_decode: bool, steps: int = 1
+    ) -> Choice:
         return "guess"
 
 

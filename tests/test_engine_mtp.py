@@ -26,7 +26,8 @@ from test_engine_scheduler import check_ownership
 from test_engine_speculation import KINDS, check_drafts_were_tried, random_ids, requests_of, said
 
 import mull
-from mull import weights
+from mull import kernels, weights
+from mull.engine.decode_loop import DecodeLoop
 from mull.engine.engine import Engine
 from mull.engine.guess_rates import GuessRates
 from mull.engine.mtp_gate import Choice, MtpGate
@@ -267,7 +268,15 @@ class OneAfterTheOther(MtpGate):
         self.dice = random.Random(0)
         self.choice: Choice = "guess"
 
-    def choose(self, ends: int, costs: StepCosts, rates: GuessRates, *, is_decode: bool) -> Choice:
+    def choose(
+        self,
+        ends: int,
+        costs: StepCosts,
+        rates: GuessRates,
+        *,
+        is_decode: bool,
+        steps: int = 1,
+    ) -> Choice:
         if self.dice.random() < 0.15:
             self.choice = self.dice.choice(["guess", "guess", "follow", "sleep"])
         return self.choice
@@ -307,6 +316,35 @@ def test_where_it_never_pays_it_sleeps_and_wakes_when_few_are_left(tokenizer):
     assert engine.counters.accepted_tokens > 100
 
 
+def test_each_look_round_in_vain_makes_the_next_night_longer() -> None:
+    gate, costs, rates = MtpGate(), CostlyRows(), GuessRates()
+    nights = [0]
+    for _ in range(40_000):
+        if gate.choose(1, costs, rates, is_decode=True) == "sleep":
+            nights[-1] += 1
+        elif nights[-1]:
+            nights.append(0)
+    assert len(nights) > 3
+    for shorter, longer in itertools.pairwise(nights[:-1]):
+        assert 1.9 < longer / shorter < 2.1
+
+
+def test_what_steps_save_in_one_call_counts_against_guesses() -> None:
+    gate, costs, rates = MtpGate(), StepCosts(), GuessRates()
+    for _ in range(50):
+        costs.observe(1, 1.0)
+        costs.observe(2, 1.05)
+        costs.observe(3, 1.1)
+        for depth in range(2):
+            rates.judge(rates.kind(depth, 0.99), True)
+    assert gate.pays(1, costs, rates)
+    assert costs.cost_in_a_call(1) == costs.cost(1)
+    for _ in range(30):
+        costs.observe_in_a_call(1, 0.25)
+    assert costs.cost_in_a_call(1) == pytest.approx(costs.cost(1) / 4, rel=0.1)
+    assert not gate.pays(1, costs, rates)
+
+
 @pytest.mark.parametrize("block_size", [16, 4])
 def test_nobody_guesses_from_what_was_computed_in_its_sleep(moe, tokenizer, block_size):
     params = SamplingParams(seed=3, temperature=0.8, n=2, max_tokens=20, ignore_eos=True)
@@ -324,6 +362,34 @@ def test_nobody_guesses_from_what_was_computed_in_its_sleep(moe, tokenizer, bloc
         assert found[key].token_ids == output.token_ids
     assert tight.counters.preemptions > 0
     check_random_guesses(tight, checked, 100)
+
+
+@pytest.mark.skipif(not kernels.native_available(), reason="without them steps are computed alone")
+@pytest.mark.parametrize("block_size", [16, 4])
+def test_guesses_go_on_after_several_steps_in_one_call(moe, tokenizer, block_size, monkeypatch):
+    made: list[int] = []
+    run = DecodeLoop.run
+
+    def counted(self, *args):
+        drawn = run(self, *args)
+        made.append(len(drawn.tokens))
+        return drawn
+
+    monkeypatch.setattr(DecodeLoop, "run", counted)
+    params = SamplingParams(seed=3, temperature=0.8, max_tokens=200, ignore_eos=True)
+    requests = [Request([*random_ids(9, 5 + i), i], params) for i in range(3)]
+    plain = plain_engine(moe, tokenizer)
+    engine = eager_engine(moe, tokenizer, block_size=block_size)
+    engine.speculation.gate = OneAfterTheOther()
+    expected = answers(generate(plain, requests))
+    made.clear()
+    checked = Checked(engine)
+    ids = [engine.submit(request) for request in requests]
+    outputs = collect(checked.drain())
+    assert [outputs[i, 0].token_ids for i in ids] == expected
+    assert sum(made) > 40
+    assert max(made) > 4
+    check_random_guesses(engine, checked, 60)
 
 
 def test_who_does_not_want_drafts_gets_none_but_keys_for_others(moe, tokenizer):

@@ -111,6 +111,7 @@ def check_drafts_were_tried(engine: Engine) -> None:
     counters = engine.counters
     assert 0 < counters.accepted_tokens < counters.drafted_tokens
     assert counters.used_blocks == 0
+    assert not engine.speculation._lookups
 
 
 @pytest.mark.parametrize("kind", list(KINDS))

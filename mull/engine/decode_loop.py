@@ -41,10 +41,11 @@ _ENDED_SHARE = 16
 
 class Drawn(NamedTuple):
     """tokens: [steps][rows]; logprobs likewise, if any row wanted them. A token of -1: see
-    kernels.draw."""
+    kernels.draw. hidden_NBD: what the model gave in each step, good until the next call."""
 
     tokens: list[list[int]]
     logprobs: list[list[float]] | None
+    hidden_NBD: Tensor
 
     def of_row(
         self, row: int, steps: int, *, tell_logprobs: bool
@@ -137,7 +138,8 @@ class DecodeLoop:
         interrupt = torch.from_numpy(self.interrupt)
         if self._logits.numel() < rows * head.out_features:
             self._logits = torch.empty(rows * head.out_features, dtype=torch.float32)
-            self._hidden = torch.empty(rows * head.in_features, dtype=torch.float32)
+        if self._hidden.numel() < steps * rows * head.in_features:
+            self._hidden = torch.empty(steps * rows * head.in_features, dtype=torch.float32)
         wanted = library.Decode(
             head=ctypes.pointer(head.native),
             step=library.Step(
@@ -179,7 +181,9 @@ class DecodeLoop:
         library.check(native_library().mull_decode(ctypes.byref(wanted), library.threads()))
         made = wanted.made
         logprobs = logprobs_NB[:made].tolist() if wants_logprobs else None
-        return Drawn(tokens_NB[1 : made + 1].tolist(), logprobs)
+        hidden = self._hidden[: made * rows * head.in_features]
+        hidden_NBD = hidden.view(made, rows, head.in_features)
+        return Drawn(tokens_NB[1 : made + 1].tolist(), logprobs, hidden_NBD)
 
     def _point(self, wanted: library.Decode, layers: torch.nn.Module) -> None:
         """To the model's layers and their cache, as they are bound now."""

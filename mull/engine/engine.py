@@ -20,7 +20,8 @@ from mull.engine.block_cache import BlockManager
 from mull.engine.cache import PagedCache, choose_num_blocks
 from mull.engine.counters import Counters
 from mull.engine.decode_loop import DecodeLoop
-from mull.engine.mtp import MtpDrafter
+from mull.engine.mtp import FollowedStep, MtpDrafter
+from mull.engine.mtp_gate import Choice
 from mull.engine.paged import BlockTables, PagedSequences
 from mull.engine.prompt_logprobs import read_prompts
 from mull.engine.reply import Reply
@@ -108,7 +109,11 @@ class Engine:
         self.speculation = Speculation(self.scheduler, mode=mode, drafter=self.drafter)
         self._loop = DecodeLoop(model, self.cache, self.blocks, vocabulary=self.vocabulary)
         self.ends = frozenset(tokenizer.eos_ids) | frozenset(self.config.eos_token_ids)
-        self._answers = Answers(self.scheduler, self.speculation, template)
+        self._answers = Answers(
+            self.scheduler,
+            template,
+            forget_guesses=lambda seq: self.speculation.drop(seq),
+        )
         self._pending: list[Event] = []
         self._next_id = 0
         self._next_arrival = 0
@@ -216,11 +221,11 @@ class Engine:
         """Compute one batch, or several steps of one where nothing else is to be done between
         them, and return what came to light."""
         events, self._pending = self._pending, []
+        start = time.perf_counter()
         chunks = self.scheduler.schedule()
         if not chunks:
             return events
         self.speculation.propose(chunks, lambda seq: self._answers.replies[seq].tokens_left)
-        start = time.perf_counter()
         if (steps := self._steps_at_once(chunks)) > 1:
             return events + self._run_steps(chunks, steps, start)
         paged = PagedSequences(chunks, self.cache, self._tables)
@@ -231,27 +236,35 @@ class Engine:
         for chunk in chunks:
             self.scheduler.computed(chunk)
         turns, forks, copies = find_turns(self.scheduler, chunks)
+        choice = self._choose(chunks, copies, len(turns))
         if logits_RV is not None:
             events += self._draw(chunks, turns, logits_RV, start)
+        if choice != "sleep":
+            step = FollowedStep(chunks, paged, hidden_TD, forks, copies)
+            self._follow(step, choice, is_typical=self.speculation.is_decode)
+        return events
+
+    def _choose(
+        self, chunks: list[Chunk], copies: list[tuple[int, int]], ends: int, *, steps: int = 1
+    ) -> Choice:
+        """What the drafter does after these steps. Where it does nothing the blocks are copied."""
         if self.drafter is None:
             self.cache.copy_blocks(copies)
-        else:
-            choice = self.speculation.after_step(len(turns))
-            if choice == "sleep":
-                self.drafter.sleep(paged, copies)
-                return events
-            self.drafter.follow(
-                chunks,
-                paged,
-                hidden_TD,
-                forks,
-                copies,
-                self._answers.useful_guesses if choice == "guess" else None,
-                self.speculation.costs,
-                is_decode=self.speculation.is_decode,
-                least_depth=self.speculation.least_depth,
-            )
-        return events
+            return "sleep"
+        choice = self.speculation.after_step(ends, steps=steps)
+        if choice == "sleep":
+            self.drafter.sleep(chunks, copies)
+        return choice
+
+    def _follow(self, step: FollowedStep, choice: Choice, *, is_typical: bool) -> None:
+        assert self.drafter is not None
+        self.drafter.follow(
+            step,
+            self._answers.useful_guesses if choice == "guess" else None,
+            self.speculation.costs,
+            is_typical=is_typical,
+            least_depth=self.speculation.least_depth,
+        )
 
     def _draw(
         self, chunks: list[Chunk], turns: list[Turn], logits_RV: Tensor, start: float
@@ -284,7 +297,7 @@ class Engine:
         return events
 
     def _steps_at_once(self, chunks: list[Chunk]) -> int:
-        if self.drafter is not None:
+        if not self.speculation.rests:
             return 1
         replies = [self._answers.replies[chunk.seq] for chunk in chunks]
         return self._loop.steps(
@@ -305,14 +318,25 @@ class Engine:
         self._loop.took(chunks, seconds)
         self._count(chunks)
         self._steps += made - 1
+        said = [
+            drawn.of_row(row, made, tell_logprobs=chunk.seq.sampling.logprobs is not None)
+            for row, chunk in enumerate(chunks)
+        ]
+        for chunk, own in zip(chunks, said, strict=True):
+            chunk.draft = [token for token, _ in own[:-1]]  # all of them right
+        choice, step = self._choose(chunks, [], len(chunks), steps=made), None
+        if choice != "sleep":
+            hidden_TD = drawn.hidden_NBD[:made].transpose(0, 1).flatten(0, 1)
+            paged = PagedSequences(chunks, self.cache, self._tables)
+            step = FollowedStep(chunks, paged, hidden_TD, [], [])
         events: list[Event] = []
-        for row, chunk in enumerate(chunks):
-            seq = chunk.seq
+        for chunk, own in zip(chunks, said, strict=True):
             self.scheduler.computed(chunk)
-            own = drawn.of_row(row, made, tell_logprobs=seq.sampling.logprobs is not None)
-            found, taken = self._answers.take(seq, own, [token for token, _ in own[:-1]])
+            found, taken = self._answers.take(chunk.seq, own, chunk.draft)
             events += found
             self._decode_tokens += taken
+        if step is not None:
+            self._follow(step, choice, is_typical=False)
         return events
 
     def _logits(self, chunks: list[Chunk], hidden_TD: Tensor) -> Tensor | None:

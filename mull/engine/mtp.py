@@ -47,6 +47,17 @@ class Fork(NamedTuple):
     position: int
 
 
+class FollowedStep(NamedTuple):
+    """What the model has just computed: hidden_TD is what it gave for the chunks' rows (drafts
+    included). copies: blocks that the forks need, made once the keys they share are there."""
+
+    chunks: list[Chunk]
+    paged: PagedSequences
+    hidden_TD: Tensor
+    forks: list[Fork]
+    copies: list[tuple[int, int]]
+
+
 @dataclass(slots=True)
 class Guesses:
     """What a sequence of `length` tokens may say next, one token after the other.
@@ -80,32 +91,31 @@ class MtpDrafter:
         self._stale_N = np.zeros(cache.num_blocks, dtype=bool)
         self._has_stale = False
 
-    def sleep(self, paged: PagedSequences, copies: list[tuple[int, int]]) -> None:
-        """After a step that is not to be followed: note where keys are missing now."""
-        self._stale_N[paged.slots_T.cpu().numpy() // self.cache.block_size] = True
+    def sleep(self, chunks: list[Chunk], copies: list[tuple[int, int]]) -> None:
+        """After a step that is not to be followed, while its blocks are its sequences' still: note
+        where keys are missing now."""
+        size = self.cache.block_size
+        for chunk in chunks:
+            first, last = chunk.start // size, (chunk.start + chunk.rows - 1) // size
+            self._stale_N[chunk.seq.block_table[first : last + 1]] = True
         self._has_stale = True
         self._copy(copies)
 
     def follow(
         self,
-        chunks: list[Chunk],
-        paged: PagedSequences,
-        hidden_TD: Tensor,
-        forks: list[Fork],
-        copies: list[tuple[int, int]],
+        step: FollowedStep,
         useful: Callable[[Sequence], int] | None,
         costs: StepCosts,
         *,
-        is_decode: bool,
+        is_typical: bool,
         least_depth: int,
     ) -> None:
         """After a step: write the module's keys of all its rows, and guess.
 
-        hidden_TD: what the model gave for the chunks' rows. copies: blocks that the forks need,
-        made once the keys they share are there. useful: how many guesses are of use to whom, None
-        for none to anybody. costs: told what it took in a step that only decoded. least_depth: of
-        guesses that are made though they may not pay.
+        useful: how many guesses are of use to whom, None for none to anybody. costs: told what it
+        took in a typical step. least_depth: of guesses that are made though they may not pay.
         """
+        chunks, paged, hidden_TD, forks, copies = step
         start = time.perf_counter()
         row_of: dict[Sequence, int] = {}  # where the next token was drawn
         first = 0
@@ -123,7 +133,7 @@ class MtpDrafter:
             row_of.update((fork.seq, first + i) for i, fork in enumerate(forks))
             out_TD = torch.cat((out_TD, self._follow_forks(forks, hidden_FD)))
         filled = time.perf_counter()
-        if is_decode:
+        if is_typical:
             costs.observe_extra("fill", filled - start)
         if useful is None:
             return
@@ -140,7 +150,7 @@ class MtpDrafter:
         said, further = self._guesser.guess(wanted, out_BD, plan)
         for seq, (tokens, sureness) in zip(wanted, said, strict=True):
             self._note(seq, tokens, sureness)
-        if is_decode:
+        if is_typical:
             costs.observe_extra("guess", time.perf_counter() - filled - further)
             passes = max(len(tokens) for tokens, _ in said)
             if passes > 1:

@@ -16,13 +16,16 @@ Choice = Literal["guess", "follow", "sleep"]
 
 # What guesses must promise: the estimates err, and a loss weighs more than a small gain.
 LEAST_GAIN = 1.05
-# In decode steps: refused so often one after the other it sleeps, for so long at most.
+# In decode steps: refused so often one after the other it sleeps, for so long at first and at most.
+# A look round costs as much as many steps: each in vain makes the next night twice as long.
 _PATIENCE = 64
-_NIGHT = 2048
+_NIGHT, _LONGEST_NIGHT = 2048, 65536
 # At first, and when it has woken, it guesses until so many guesses have been compared with what was
 # said, for so many steps at most; at every fourth of them further ones than pay.
 _TRIAL, _LONGEST_TRIAL = 64, 64
 _FURTHER_EVERY = 4
+# What it costs to do without shows after one step of the same sequences, in a call of several.
+_FIRST_LOOK = 4
 # Refused, it guesses all the same every so many steps, so as to see when that would pay.
 _PROBE_EVERY = 32
 # Guesses for each, at most.
@@ -36,31 +39,44 @@ class MtpGate:
         self._refused = 0
         self._awake = 0
         self._slept = 0
+        self._night = _NIGHT
         self._wakes_at = 0
 
-    def choose(self, ends: int, costs: StepCosts, rates: GuessRates, *, is_decode: bool) -> Choice:
-        """ends: how many sequences have just drawn; is_decode: and did nothing else."""
+    def choose(
+        self,
+        ends: int,
+        costs: StepCosts,
+        rates: GuessRates,
+        *,
+        is_decode: bool,
+        steps: int = 1,
+    ) -> Choice:
+        """ends: how many sequences have just drawn; is_decode: and did nothing else. steps: how
+        many are over since it was asked, more than one only if it said no guess."""
         if is_decode and self.is_asleep:
-            self._slept += 1
-            if self._slept >= _NIGHT or ends <= self._wakes_at:
+            self._slept += steps
+            if self._slept >= self._night or ends <= self._wakes_at:
                 self.is_asleep, self._refused, self._awake = False, 0, 0
                 rates.forget()
+                self._night = min(2 * self._night, _LONGEST_NIGHT)
         if self.is_asleep:
             return "sleep"
-        self._awake += is_decode
+        self._awake += is_decode * steps
+        if not costs.knows_calls and self._awake < _FIRST_LOOK:
+            return "follow"
         if rates.judged < _TRIAL and self._awake <= _LONGEST_TRIAL:
             self.is_probe = self._awake % _FURTHER_EVERY == 0
             return "guess"
         self.is_probe = False
         if self.pays(ends, costs, rates):
-            self._refused = 0
+            self._refused, self._night = 0, _NIGHT
             return "guess"
         if not is_decode:
             return "follow"
-        self._refused += 1
+        self._refused += steps
         if self._refused >= _PATIENCE:
             self.is_asleep, self._slept, self._wakes_at = True, 0, ends // 2
-        self.is_probe = self._refused % _PROBE_EVERY == 0
+        self.is_probe = self._refused % _PROBE_EVERY < steps
         return "guess" if self.is_probe else "follow"
 
     def pays(self, ends: int, costs: StepCosts, rates: GuessRates) -> bool:
@@ -71,7 +87,7 @@ class MtpGate:
         if not ends:
             return False
         plain = costs.cost(ends)
-        least = LEAST_GAIN * ends / plain
+        least = LEAST_GAIN * ends / costs.cost_in_a_call(ends)
         besides = costs.extra("fill") + costs.extra("guess")
         cost, expected = plain + besides, float(ends)
         dearer = costs.cost(2 * ends) - plain

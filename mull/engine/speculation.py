@@ -49,6 +49,7 @@ class Speculation:
         self.is_decode = self._could_pay = False
         self._quiet_steps = 0  # since a guess was last right
         self._lookups: dict[Sequence, PromptLookup] = {}
+        self._choice: Choice = "guess"
 
     def propose(self, chunks: list[Chunk], tokens_left: Callable[[Sequence], int]) -> None:
         """Extend the chunks by drafts where that pays; tokens_left: in an answer at most."""
@@ -71,12 +72,21 @@ class Speculation:
         """
         return max(1, self._quiet_steps // 4) if self.mode == "ngram" and self._could_pay else None
 
-    def after_step(self, ends: int) -> Choice:
-        """What the drafter does after a step in which so many sequences have drawn."""
+    @property
+    def rests(self) -> bool:
+        """Whether nobody guesses between two steps."""
+        return self.drafter is None or self._choice != "guess"
+
+    def after_step(self, ends: int, *, steps: int = 1) -> Choice:
+        """What the drafter does after a step, or several, in which so many sequences have drawn."""
         assert self.drafter is not None
         if self.mode == "off":
-            return "sleep"
-        return self.gate.choose(ends, self.costs, self.drafter.rates, is_decode=self.is_decode)
+            self._choice = "sleep"
+        else:
+            self._choice = self.gate.choose(
+                ends, self.costs, self.drafter.rates, is_decode=self.is_decode, steps=steps
+            )
+        return self._choice
 
     @property
     def least_depth(self) -> int:
@@ -87,7 +97,8 @@ class Speculation:
         """What each of the steps took for which drafts were last proposed."""
         self._quiet_steps += steps
         if self.is_decode:
-            self.costs.observe(sum(chunk.rows for chunk in chunks), seconds)
+            observe = self.costs.observe if steps == 1 else self.costs.observe_in_a_call
+            observe(sum(chunk.rows for chunk in chunks), seconds)
 
     def judged(self, right: int) -> None:
         """So many guesses of a step were right."""
@@ -132,7 +143,7 @@ class Speculation:
 
     def _pays_at_best(self, rows: int, ends: int) -> bool:
         """Whether sure guesses would: if not, nobody need be asked for any."""
-        rate = LEAST_GAIN * ends / self.costs.cost(rows)
+        rate = LEAST_GAIN * ends / self.costs.cost_in_a_call(rows)
         return any(
             rows + more <= self._max_rows and (ends + more) / self.costs.cost(rows + more) >= rate
             for more in (ends, 4 * ends, MAX_DRAFT * ends)
@@ -141,7 +152,8 @@ class Speculation:
     def _best(self, guesses: list[tuple[float, int]], rows: int, ends: int) -> dict[int, int]:
         """Length of the draft by chunk: the likeliest guesses, as many as bring most tokens a
         second."""
-        best, best_count, expected = LEAST_GAIN * ends / self.costs.cost(rows), 0, float(ends)
+        best, best_count = LEAST_GAIN * ends / self.costs.cost_in_a_call(rows), 0
+        expected = float(ends)
         # Stable, and chances fall along a draft: each guess comes after those it builds on.
         guesses = sorted(guesses, key=lambda guess: -guess[0])[: self._max_rows - rows]
         for count, (chance, _) in enumerate(guesses, 1):

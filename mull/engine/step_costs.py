@@ -13,6 +13,7 @@ _ROWS_FOR_THE_WEIGHTS = 6.0
 _LEAST_WEIGHT = 0.05
 # What a step does besides: more than was known may be chance or a first call, less is believed.
 _WEIGHT_OF_MORE, _WEIGHT_OF_LESS = 0.05, 0.5
+_WEIGHT_OF_CALLS = 0.2
 # From nothing an extra could not double.
 _LEAST_EXTRA_S = 1e-7
 # An entry not used for so many steps is open to surprise again.
@@ -32,6 +33,7 @@ class StepCosts:
         self._last_used = [0] * len(_SIZES)
         self._nearest = list(range(len(_SIZES)))
         self._common = 0.0
+        self._in_a_call: dict[int, float] = {}
         self._extras: dict[str, float] = {}
         self._steps = 0
 
@@ -39,6 +41,27 @@ class StepCosts:
         """In a unit of its own; sizes not seen yet cost what their nearest seen one suggests."""
         entry = self._entry[rows] if rows < len(self._entry) else len(_SIZES) - 1
         return (_ROWS_FOR_THE_WEIGHTS + rows) * self._factor[self._nearest[entry]]
+
+    def cost_in_a_call(self, rows: int) -> float:
+        """Of one of several steps in one call (DecodeLoop), where nobody guesses."""
+        if not self._in_a_call:
+            return self.cost(rows)
+        entry = self._entry[rows] if rows < len(self._entry) else len(_SIZES) - 1
+        nearest = min(self._in_a_call, key=lambda other: abs(other - entry))
+        return self.cost(rows) * self._in_a_call[nearest]
+
+    @property
+    def knows_calls(self) -> bool:
+        return bool(self._in_a_call)
+
+    def observe_in_a_call(self, rows: int, seconds: float) -> None:
+        """seconds: of each of several steps in one call."""
+        if not self._common:
+            return  # no step seen to compare it with
+        entry = self._entry[rows] if rows < len(self._entry) else len(_SIZES) - 1
+        share = min(seconds / (self._common * self.cost(rows)), 1.0)
+        known = self._in_a_call.setdefault(entry, share)
+        self._in_a_call[entry] = known + _WEIGHT_OF_CALLS * (share - known)
 
     def observe(self, rows: int, seconds: float) -> None:
         entry = self._entry[rows] if rows < len(self._entry) else len(_SIZES) - 1

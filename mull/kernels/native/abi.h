@@ -183,7 +183,7 @@ struct Decode {
   const Linear* head;
   Step step;      // all but tokens and places: those are set for every step
   Places places;
-  float* hidden;  // [rows, hidden] of memory
+  float* hidden;  // [steps, rows, head.k]: what the stack gave in every step
   float* logits;  // [rows, head.n] of memory
   const float* inverse_temperature;  // [rows], see Draw
   const double* noise;               // [steps, rows]

@@ -59,10 +59,11 @@ MULL_EXPORT int32_t mull_decode(Decode* decode, int32_t threads) {
     const int64_t at = d.made * d.rows;
     place_rows(d.places, d.rows, d.made, &step);
     step.ids = d.tokens + at;
-    const int32_t status = d.stack ? mull_stack(d.stack, &step, d.hidden, threads)
-                                   : mull_latent_stack(d.latent_stack, &step, d.hidden, threads);
+    float* hidden = d.hidden + at * d.head->k;
+    const int32_t status = d.stack ? mull_stack(d.stack, &step, hidden, threads)
+                                   : mull_latent_stack(d.latent_stack, &step, hidden, threads);
     if (status) return status;
-    if (int32_t failed = mull_linear(d.head, d.hidden, d.rows, d.logits, threads)) return failed;
+    if (int32_t failed = mull_linear(d.head, hidden, d.rows, d.logits, threads)) return failed;
     const Draw draw{d.logits,
                     d.inverse_temperature,
                     d.noise + at,
