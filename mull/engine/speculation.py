@@ -67,7 +67,7 @@ class Speculation:
     def steps_before_a_look(self) -> int | None:
         """How many steps may go by before the text is searched for guesses again; None: any.
 
-        A quarter of those since a guess was last right: where a repetition begins not many of its
+        A quarter of those since guesses were last right: where a repetition begins not many of its
         tokens are lost, and a wrong guess in the middle of it costs none.
         """
         return max(1, self._quiet_steps // 4) if self.mode == "ngram" and self._could_pay else None
@@ -103,8 +103,10 @@ class Speculation:
     def judged(self, right: int) -> None:
         """So many guesses of a step were right."""
         self.accepted += right
-        if right:
+        if right > 1:
             self._quiet_steps = 0
+        elif right:  # one word of prose comes true by chance
+            self._quiet_steps //= 2
 
     def drop(self, seq: Sequence) -> None:
         self._lookups.pop(seq, None)
