@@ -16,7 +16,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pydoc_data.topics import topics
 from statistics import median
@@ -95,7 +95,8 @@ def requests(llm: mull.LLM, case: Case, seed: int, name: str) -> list[Request]:
 
 
 def thinking_requests(llm: mull.LLM, case: Case, seed: int, name: str) -> list[Request]:
-    return [
+    """Of somebody who waits for the whole answer."""
+    asked = [
         llm.request(
             problem,
             max_tokens=case.tokens,
@@ -108,6 +109,7 @@ def thinking_requests(llm: mull.LLM, case: Case, seed: int, name: str) -> list[R
         )
         for i, problem in enumerate(case.problems)
     ]
+    return [replace(request, streams=False) for request in asked]
 
 
 def answers_in_turn(llm: mull.LLM, asked: list[Request]) -> tuple[float, list[list[int]]]:

@@ -64,6 +64,8 @@ def eager_engine(model: CausalLM, tokenizer: Tokenizer, **options: Any) -> Engin
     engine.drafter.rates = Hopeful()
     engine.speculation.costs = FreeRows()
     engine.speculation.gate = AlwaysGuess()
+    assert engine.speculation.loop is not None
+    engine.speculation.loop.most_steps = 1  # so that every guess can be looked at
     return engine
 
 

@@ -54,7 +54,7 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Steps made by every native call, however long one takes on this machine."""
-    monkeypatch.setattr(decode_loop, "_LONGEST_S", 3600.0)
+    monkeypatch.setattr(decode_loop, "LONGEST_S", 3600.0)
     made: list[int] = []
     run = DecodeLoop.run
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,7 +33,7 @@ from mull.model.transformer import CausalLM
 
 MOST_STEPS = 8
 # What is said comes in pieces no further apart, and a newcomer's turn (see `interrupt`) no later.
-_LONGEST_S = 0.05
+LONGEST_S = 0.05
 # Ids a row is watched for; with more of them its end is seen after the call.
 _MOST_ENDS = 16
 # A row that has ended is computed for nothing; so many of a batch are, until the call ends.
@@ -58,12 +59,9 @@ class Drawn(NamedTuple):
 
 
 class DecodeLoop:
-    """interrupt [1]: set by another thread (see Engine.interrupt), ends a call after its step."""
-
     def __init__(
         self, model: CausalLM, cache: PagedCache, blocks: BlockManager, *, vocabulary: int
     ) -> None:
-        self.interrupt = torch.zeros(1, dtype=torch.int32).numpy()
         self._model, self._cache, self._blocks = model, cache, blocks
         self._vocabulary = vocabulary
         self._seqs: list[Sequence] = []
@@ -88,7 +86,7 @@ class DecodeLoop:
         left: how many tokens each answer may still have. streams: somebody reads along. most: a
         limit of the caller's.
         """
-        if not all(_only_draws(chunk) for chunk in chunks):
+        if any(chunk.draft or not only_draws(chunk) for chunk in chunks):
             return 1
         seqs = [chunk.seq for chunk in chunks]
         if seqs != self._seqs:
@@ -96,7 +94,7 @@ class DecodeLoop:
             return 1  # shows how long one takes
         most = min(MOST_STEPS, MOST_STEPS if most is None else most, *left)
         if streams:
-            most = min(most, int(_LONGEST_S / max(self._seconds, 1e-9)))
+            most = min(most, int(LONGEST_S / max(self._seconds, 1e-9)))
         if most < 2 or not self._have_room(seqs, most) or not self.can_run():
             return 1
         assert isinstance(self._model.model, FusedDecoder)
@@ -108,8 +106,11 @@ class DecodeLoop:
         if len(chunks) == len(self._seqs):
             self._seconds = seconds
 
-    def run(self, tables: BlockTables, ends: list[frozenset[int]], steps: int) -> Drawn:
-        """So many steps, or fewer, of the sequences that `steps` was asked about."""
+    def run(
+        self, tables: BlockTables, ends: list[frozenset[int]], interrupt: np.ndarray, steps: int
+    ) -> Drawn:
+        """So many steps, or fewer, of the sequences that `steps` was asked about. interrupt [1]:
+        set by another thread (see Engine.interrupt), ends the call after its step."""
         seqs, cache, model, rows = self._seqs, self._cache, self._model, len(self._seqs)
         for seq in seqs:
             self._blocks.append(seq, steps)
@@ -132,10 +133,9 @@ class DecodeLoop:
         wants_logprobs = any(seq.sampling.logprobs is not None for seq in seqs)
         told = steps if wants_logprobs else 0
         logprobs_NB = torch.empty(told, rows, dtype=torch.float32)
-        ends_BE = _padded(ends)
+        ends_BE = padded_ends(ends)
         positions_B = torch.empty(rows, dtype=torch.int64)
         ints = torch.empty(3 * rows + 1, dtype=torch.int32)
-        interrupt = torch.from_numpy(self.interrupt)
         if self._logits.numel() < rows * head.out_features:
             self._logits = torch.empty(rows * head.out_features, dtype=torch.float32)
         if self._hidden.numel() < steps * rows * head.in_features:
@@ -170,7 +170,7 @@ class DecodeLoop:
             ends=ends_BE.data_ptr(),
             tokens=tokens_NB.data_ptr(),
             logprobs=logprobs_NB.data_ptr() if wants_logprobs else None,
-            interrupt=interrupt.data_ptr(),
+            interrupt=interrupt.ctypes.data,
             rows=rows,
             vocabulary=self._vocabulary,
             ends_each=ends_BE.shape[1],
@@ -204,11 +204,11 @@ class DecodeLoop:
         return missing <= blocks.free_blocks
 
 
-def _only_draws(chunk: Chunk) -> bool:
+def only_draws(chunk: Chunk) -> bool:
+    """Whether all that becomes of the chunk is a token drawn from its logits as they are."""
     seq = chunk.seq
     return (
         chunk.count == 1
-        and not chunk.draft
         and seq.is_plain
         and seq.is_decoding
         and chunk.reaches_end
@@ -216,7 +216,7 @@ def _only_draws(chunk: Chunk) -> bool:
     )
 
 
-def _padded(ends: list[frozenset[int]]) -> Tensor:
+def padded_ends(ends: list[frozenset[int]]) -> Tensor:
     """int64 [rows, E]; -1 is no token."""
     watched = [sorted(some)[:_MOST_ENDS] for some in ends]
     width = max(map(len, watched))

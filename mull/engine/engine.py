@@ -12,6 +12,7 @@ import secrets
 import time
 from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,7 @@ from mull.engine.block_cache import BlockManager
 from mull.engine.cache import PagedCache, choose_num_blocks
 from mull.engine.counters import Counters
 from mull.engine.decode_loop import DecodeLoop
+from mull.engine.guess_loop import GuessedTokens, GuessLoop
 from mull.engine.mtp import FollowedStep, MtpDrafter
 from mull.engine.mtp_gate import Choice
 from mull.engine.paged import BlockTables, PagedSequences
@@ -104,10 +106,15 @@ class Engine:
         # Rows of the head beyond the tokenizer's vocabulary are padding: never sampled.
         self.vocabulary = min(self.config.vocab_size, tokenizer.vocab_size)
         self.drafter: MtpDrafter | None = None
+        guess_loop = None
         if mode == "mtp":
             self.drafter = MtpDrafter(model, self.cache, self.blocks, vocabulary=self.vocabulary)
-        self.speculation = Speculation(self.scheduler, mode=mode, drafter=self.drafter)
+            guess_loop = GuessLoop(model, self.cache, vocabulary=self.vocabulary)
+        self.speculation = Speculation(
+            self.scheduler, mode=mode, drafter=self.drafter, loop=guess_loop
+        )
         self._loop = DecodeLoop(model, self.cache, self.blocks, vocabulary=self.vocabulary)
+        self._interrupt = np.zeros(1, dtype=np.int32)
         self.ends = frozenset(tokenizer.eos_ids) | frozenset(self.config.eos_token_ids)
         self._answers = Answers(
             self.scheduler,
@@ -214,7 +221,7 @@ class Engine:
     def interrupt(self, *, is_wanted: bool = True) -> None:
         """Somebody waits: until this is taken back no call computes more than one step, and the one
         under way ends as soon as it can. Thread-safe."""
-        self._loop.interrupt[0] = is_wanted
+        self._interrupt[0] = is_wanted
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
@@ -228,6 +235,9 @@ class Engine:
         self.speculation.propose(chunks, lambda seq: self._answers.replies[seq].tokens_left)
         if (steps := self._steps_at_once(chunks)) > 1:
             return events + self._run_steps(chunks, steps, start)
+        said = self.speculation.run(chunks, self._answers.replies, self._tables, self._interrupt)
+        if said is not None:
+            return events + self._take_guessed(chunks[0], said, time.perf_counter() - start)
         paged = PagedSequences(chunks, self.cache, self._tables)
         hidden_TD = self.model(paged.ids_T, paged)
         logits_RV = self._logits(chunks, hidden_TD)
@@ -309,7 +319,8 @@ class Engine:
 
     def _run_steps(self, chunks: list[Chunk], steps: int, start: float) -> list[Event]:
         replies = [self._answers.replies[chunk.seq] for chunk in chunks]
-        drawn = self._loop.run(self._tables, [reply.watched for reply in replies], steps)
+        ends = [reply.watched for reply in replies]
+        drawn = self._loop.run(self._tables, ends, self._interrupt, steps)
         refuse_damage(drawn.tokens[0])
         # A later step's damage shows again in the next call, as its first.
         made = sum(min(tokens) >= 0 for tokens in drawn.tokens)
@@ -337,6 +348,18 @@ class Engine:
             self._decode_tokens += taken
         if step is not None:
             self._follow(step, choice, is_typical=False)
+        return events
+
+    def _take_guessed(self, chunk: Chunk, said: GuessedTokens, seconds: float) -> list[Event]:
+        refuse_damage([said.drawn[0][0]])
+        self._count([chunk])
+        self._steps += len(said.rounds) - 1
+        chunk.draft = [token for token, _ in said.drawn[:-1]]  # all of them right
+        self.scheduler.computed(chunk)
+        events, taken = self._answers.take(chunk.seq, said.drawn, chunk.draft)
+        self._decode_tokens += taken
+        self.speculation.looped(chunk.seq, chunk.start, said, seconds)
+        self._choose([chunk], [], 1, steps=len(said.rounds))
         return events
 
     def _logits(self, chunks: list[Chunk], hidden_TD: Tensor) -> Tensor | None:

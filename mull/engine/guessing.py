@@ -23,7 +23,7 @@ from mull.engine.guess_rates import DEPTHS, SURENESSES, GuessRates
 from mull.engine.mtp_gate import DEEPEST
 from mull.engine.native_step import native_library
 from mull.engine.paged import PagedSequences
-from mull.engine.sampler import choose_surely, inverse_temperatures, uniform
+from mull.engine.sampler import choose_surely, inverse_temperatures, noise_of
 from mull.engine.sequence import Sequence
 from mull.errors import ModelError
 from mull.kernels import PackedLinear, library
@@ -67,7 +67,7 @@ class Guesser:
         self.model, self.cache = model, cache
         self._decoder: nn.Module = model.model
         self._vocabulary = vocabulary
-        self._calls: dict[int, _Call] = {}  # by number of sequences
+        self._calls: dict[int, GuessCall] = {}  # by number of sequences
         self._logits_BV = torch.empty(0)
 
     def guess(self, seqs: list[Sequence], hidden_BD: Tensor, plan: Plan) -> tuple[Said, float]:
@@ -85,7 +85,7 @@ class Guesser:
         if call is None:
             head, embedding = model.lm_head, decoder.embed_tokens.head
             assert isinstance(head, PackedLinear)
-            call = _Call(module, head, embedding, self.cache, len(seqs), self._vocabulary)
+            call = GuessCall(module, head, embedding, self.cache, len(seqs), self._vocabulary)
             self._calls[len(seqs)] = call
         if len(self._logits_BV) < len(seqs):
             width = call.head.out_features
@@ -132,7 +132,7 @@ def guess_with_torch(
     return said, time.perf_counter() - begin if len(said[0][0]) > 1 else 0.0
 
 
-class _Call:
+class GuessCall:
     """The memory of native calls for so many sequences (native/abi.h, Guess)."""
 
     def __init__(
@@ -197,17 +197,12 @@ class _Call:
         table: tuple[Tensor, Tensor],
         logits_BV: Tensor,
     ) -> tuple[Said, float]:
-        rows, native, depth = self.rows, self.native, plan.depth
+        rows, native = self.rows, self.native
         hidden_BD = hidden_BD.to(torch.float32, copy=True).contiguous()  # is written to
-        self._put(seqs, firsts, plan, depth)
-        step = native.step
-        # Asked for anew: whoever puts new weights in binds them anew.
-        native.module = ctypes.pointer(self.module.native)
-        native.head = ctypes.pointer(self.head.native)
-        step.embedding = ctypes.pointer(self.embedding.native)
+        self.prepare(seqs, firsts, plan, table)
+        noise = [number for made in range(plan.depth) for number in noise_of(seqs, ahead=made)]
+        self._doubles.numpy()[: len(noise)] = noise
         native.hidden, native.logits = hidden_BD.data_ptr(), logits_BV.data_ptr()
-        step.cos, step.sin = table[0].data_ptr(), table[1].data_ptr()
-        native.depth, native.least_depth, native.expected = depth, plan.least_depth, plan.expected
         library.check(native_library().mull_guess(ctypes.byref(native), library.threads()))
         made = native.passes
         tokens = self._longs[3 * rows : (3 + made) * rows].tolist()
@@ -219,18 +214,26 @@ class _Call:
             said.append((own[:count], sureness[b::rows][:count]))
         return said, native.further_seconds
 
-    def _put(self, seqs: list[Sequence], firsts: list[int], plan: Plan, depth: int) -> None:
+    def prepare(
+        self,
+        seqs: list[Sequence],
+        firsts: list[int],
+        plan: Plan,
+        table: tuple[Tensor, Tensor],
+    ) -> None:
+        """All but what is guessed from and drawn with, and the memory for logits."""
+        native, step = self.native, self.native.step
+        # Asked for anew: whoever puts new weights in binds them anew.
+        native.module = ctypes.pointer(self.module.native)
+        native.head = ctypes.pointer(self.head.native)
+        step.embedding = ctypes.pointer(self.embedding.native)
+        step.cos, step.sin = table[0].data_ptr(), table[1].data_ptr()
+        native.depth, native.least_depth = plan.depth, plan.least_depth
+        native.expected = plan.expected
         rows, rates = self.rows, self._rates
         self._longs.numpy()[: 2 * rows] = [*firsts, *plan.rooms]
-        inverses = inverse_temperatures(seqs)
-        self._floats.numpy()[:rows] = inverses
+        self._floats.numpy()[:rows] = inverse_temperatures(seqs)
         doubles = self._doubles.numpy()
-        if any(inverses):
-            doubles[: rows * depth] = [
-                uniform(seq.seed, seq.index, seq.generated + made) if inverse else 0.0
-                for made in range(depth)
-                for seq, inverse in zip(seqs, inverses, strict=True)
-            ]
         means = [plan.rates.mean(made) for made in range(DEPTHS)]
         means += means[-1:] * (DEEPEST + 1 - DEPTHS)
         costs = plan.costs + plan.costs[-1:] * (DEEPEST + 2 - len(plan.costs))

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from mull.engine.block_cache import BlockManager
 from mull.engine.cache import PagedCache
+from mull.engine.guess_loop import GuessedTokens
 from mull.engine.guess_rates import GuessRates
 from mull.engine.guessing import Guesser, Plan
 from mull.engine.mtp_gate import DEEPEST
@@ -67,6 +68,7 @@ class Guesses:
 
     length: int
     tokens: list[int]
+    sureness: list[float]
     kinds: list[int]
     chances: list[float]
 
@@ -140,7 +142,7 @@ class MtpDrafter:
         rooms: dict[Sequence, int] = {}
         for seq in row_of:
             most = useful(seq)
-            if most > 0 and not self._lacks_keys(seq):
+            if most > 0 and not self.lacks_keys(seq):
                 rooms[seq] = self._room(seq, most - 1)
         if not rooms:
             return
@@ -178,7 +180,28 @@ class MtpDrafter:
     def _note(self, seq: Sequence, tokens: list[int], sureness: list[float]) -> None:
         kinds = [self.rates.kind(depth, sure) for depth, sure in enumerate(sureness)]
         chances = list(accumulate((self.rates.rate(kind) for kind in kinds), mul))
-        self._guesses[seq] = Guesses(len(seq), tokens, kinds, chances)
+        self._guesses[seq] = Guesses(len(seq), tokens, sureness, kinds, chances)
+
+    def loop_plan(self, costs: StepCosts, least_depth: int) -> Plan:
+        """For one sequence with room for all that can be guessed."""
+        return self._plan([DEEPEST - 1], 1, costs, least_depth)
+
+    def looped(self, seq: Sequence, first: int, said: GuessedTokens) -> None:
+        """After steps in one call, from position `first` on, which wrote the module's keys and
+        guessed: what was seen of the guesses, and those at what comes next."""
+        self._guesses.pop(seq, None)
+        tokens, at = [token for token, _ in said.drawn], 0
+        for each in said.rounds:
+            kinds = [self.rates.kind(depth, sure) for depth, sure in enumerate(each.sureness)]
+            self._compare(each.guessed, kinds, tokens[at:])
+            at += each.won
+        if self._has_stale:
+            size = self.cache.block_size
+            begun = range(-(-first // size), -(-(first + len(tokens)) // size))
+            self._stale_N[[seq.block_table[i] for i in begun if i < len(seq.block_table)]] = False
+            self._has_stale = bool(self._stale_N.any())
+        if said.guessed and seq.token_ids[-1] == tokens[-1] and len(seq) == first + 1 + len(tokens):
+            self._note(seq, said.guessed, said.sureness)
 
     def guesses(self, seq: Sequence) -> Guesses | None:
         """What has been guessed of the sequence as it stands, if anything."""
@@ -200,7 +223,7 @@ class MtpDrafter:
         for source, target in copies if self._has_stale else ():
             self._stale_N[target] = self._stale_N[source]
 
-    def _lacks_keys(self, seq: Sequence) -> bool:
+    def lacks_keys(self, seq: Sequence) -> bool:
         if not self._has_stale:
             return False
         computed = -(-seq.computed // self.cache.block_size)
@@ -217,8 +240,10 @@ class MtpDrafter:
         guesses = self._guesses.pop(seq, None)
         if guesses is None:
             return
-        said = seq.token_ids[guesses.length :]
-        for token, kind, true in zip(guesses.tokens, guesses.kinds, said, strict=False):
+        self._compare(guesses.tokens, guesses.kinds, seq.token_ids[guesses.length :])
+
+    def _compare(self, guessed: list[int], kinds: list[int], said: list[int]) -> None:
+        for token, kind, true in zip(guessed, kinds, said, strict=False):
             self.rates.judge(kind, token == true)
             if token != true:
                 break

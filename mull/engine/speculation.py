@@ -9,9 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal, cast, get_args
 
+import numpy as np
+
+from mull.engine.decode_loop import only_draws
+from mull.engine.guess_loop import MOST_TOKENS, GuessedTokens, GuessLoop
 from mull.engine.lookup import PromptLookup
 from mull.engine.mtp import MtpDrafter
-from mull.engine.mtp_gate import LEAST_GAIN, Choice, MtpGate
+from mull.engine.mtp_gate import DEEPEST, LEAST_GAIN, Choice, MtpGate
+from mull.engine.paged import BlockTables
+from mull.engine.reply import Reply
 from mull.engine.scheduler import Chunk, Scheduler
 from mull.engine.sequence import Sequence
 from mull.engine.step_costs import StepCosts
@@ -35,10 +41,15 @@ class Speculation:
     """
 
     def __init__(
-        self, scheduler: Scheduler, *, mode: Mode, drafter: MtpDrafter | None = None
+        self,
+        scheduler: Scheduler,
+        *,
+        mode: Mode,
+        drafter: MtpDrafter | None = None,
+        loop: GuessLoop | None = None,
     ) -> None:
         self.mode = mode
-        self.drafter = drafter
+        self.drafter, self.loop = drafter, loop
         self.costs = StepCosts()
         self.gate = MtpGate()
         self.new_lookup = PromptLookup
@@ -93,12 +104,73 @@ class Speculation:
         """Guesses to be made though they may not pay: to see how often further ones are right."""
         return _PROBED if self.gate.is_probe else 1
 
+    def run(
+        self,
+        chunks: list[Chunk],
+        replies: dict[Sequence, Reply],
+        tables: BlockTables,
+        interrupt: np.ndarray,
+    ) -> GuessedTokens | None:
+        """Several steps of a sequence that is alone, in one call, if guesses pay for it and nothing
+        needs Python between them; draws and computes, and changes nothing else."""
+        drafter, loop, seq = self.drafter, self.loop, chunks[0].seq
+        if drafter is None or loop is None or len(chunks) > 1 or not loop.is_native:
+            return None
+        if not self.is_decode or self._choice != "guess" or interrupt[0] or not seq.speculate:
+            return None
+        reply = replies[seq]
+        steps = loop.steps(streams=not reply.reads_at_end)
+        most = min(reply.tokens_left, steps * (DEEPEST + 1), MOST_TOKENS)
+        is_possible = only_draws(chunks[0]) and loop.has_room(seq, most, self._blocks)
+        if not is_possible or drafter.lacks_keys(seq):
+            return None
+        self._blocks.append(seq, most + DEEPEST)
+        guesses = drafter.guesses(seq)
+        return loop.run(
+            seq,
+            tables,
+            reply.watched,
+            interrupt,
+            plan=drafter.loop_plan(self.costs, self.least_depth),
+            step_costs=[0.0, *(self.costs.cost(rows) for rows in range(1, DEEPEST + 2))],
+            least_chance=_LEAST_CHANCE,
+            least_rate=LEAST_GAIN / self.costs.cost_in_a_call(1),
+            draft=([], []) if guesses is None else (guesses.tokens, guesses.sureness),
+            checked=len(chunks[0].draft),
+            steps=steps,
+            most=most,
+            left=reply.tokens_left,
+        )
+
     def learn(self, chunks: list[Chunk], seconds: float, *, steps: int = 1) -> None:
         """What each of the steps took for which drafts were last proposed."""
         self._quiet_steps += steps
-        if self.is_decode:
+        # One by one is not how a sequence goes on that is alone: such steps are rare, and dearer.
+        is_odd = steps == 1 and len(chunks) == 1 and self.loop is not None and self.loop.is_native
+        if self.is_decode and not is_odd:
             observe = self.costs.observe if steps == 1 else self.costs.observe_in_a_call
             observe(sum(chunk.rows for chunk in chunks), seconds)
+
+    def looped(self, seq: Sequence, first: int, said: GuessedTokens, seconds: float) -> None:
+        """What those steps have shown; first: the position they began at; seconds: all they took,
+        of which what lies around the steps counts as a part of guessing."""
+        assert self.drafter is not None
+        if self.is_decode:
+            around = seconds - sum(sum(each.seconds[:3]) for each in said.rounds)
+            around = max(0.0, around) / len(said.rounds)
+            made = [*(len(each.guessed) for each in said.rounds[1:]), len(said.guessed)]
+            for each, passes in zip(said.rounds, made, strict=True):
+                step, keys, anew, further = each.seconds
+                self.costs.observe(each.rows, step)
+                self.costs.observe_extra("fill", keys)
+                if passes:
+                    self.costs.observe_extra("guess", anew - further + around)
+                if passes > 1:
+                    self.costs.observe_extra("deepen", further / (passes - 1))
+        # What was checked first has been counted when it was proposed.
+        self.drafted += sum(each.rows - 1 for each in said.rounds[1:])
+        self.accepted += sum(each.won - 1 for each in said.rounds)
+        self.drafter.looped(seq, first, said)
 
     def judged(self, right: int) -> None:
         """So many guesses of a step were right."""

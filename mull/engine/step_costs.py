@@ -13,7 +13,8 @@ _ROWS_FOR_THE_WEIGHTS = 6.0
 _LEAST_WEIGHT = 0.05
 # What a step does besides: more than was known may be chance or a first call, less is believed.
 _WEIGHT_OF_MORE, _WEIGHT_OF_LESS = 0.05, 0.5
-_WEIGHT_OF_CALLS = 0.2
+# Steps in calls of guesses are told without what Python does around them, so these may be dearer.
+_WEIGHT_OF_CALLS, _MOST_IN_A_CALL = 0.2, 4.0
 # From nothing an extra could not double.
 _LEAST_EXTRA_S = 1e-7
 # An entry not used for so many steps is open to surprise again.
@@ -59,7 +60,7 @@ class StepCosts:
         if not self._common:
             return  # no step seen to compare it with
         entry = self._entry[rows] if rows < len(self._entry) else len(_SIZES) - 1
-        share = min(seconds / (self._common * self.cost(rows)), 1.0)
+        share = min(seconds / (self._common * self.cost(rows)), _MOST_IN_A_CALL)
         known = self._in_a_call.setdefault(entry, share)
         self._in_a_call[entry] = known + _WEIGHT_OF_CALLS * (share - known)
 

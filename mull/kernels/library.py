@@ -23,6 +23,7 @@ from mull.kernels.structs import Decode as Decode
 from mull.kernels.structs import Draw as Draw
 from mull.kernels.structs import GatedRows as GatedRows
 from mull.kernels.structs import Guess as Guess
+from mull.kernels.structs import GuessedSteps as GuessedSteps
 from mull.kernels.structs import LatentLayer as LatentLayer
 from mull.kernels.structs import LatentStack as LatentStack
 from mull.kernels.structs import Layer as Layer
@@ -61,6 +62,7 @@ _STRUCTS = (
     Places,
     Decode,
     Guess,
+    GuessedSteps,
     NormRows,
     GatedRows,
     SummedRows,
@@ -88,6 +90,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "mull_draw": (_i32, [_pointer, _i32]),
     "mull_decode": (_i32, [_pointer, _i32]),
     "mull_guess": (_i32, [_pointer, _i32]),
+    "mull_guessed_steps": (_i32, [_pointer, _i32]),
     "mull_multiply_whole_numbers": (None, [_i64, _i32]),
     "mull_norm": (_i32, [_pointer, _i32]),
     "mull_gated": (_i32, [_pointer, _i32]),

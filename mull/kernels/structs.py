@@ -221,6 +221,52 @@ class Guess(ctypes.Structure):
     )
 
 
+class GuessedSteps(ctypes.Structure):
+    _fields_ = (
+        ("stack", ctypes.POINTER(LatentStack)),
+        ("guess", ctypes.POINTER(Guess)),
+        ("step", Step),
+        ("ids", c_void_p),
+        ("positions", c_void_p),
+        ("slots", c_void_p),
+        ("bounds", c_void_p),
+        ("hidden", c_void_p),
+        ("ahead", c_void_p),
+        ("logits", c_void_p),
+        ("inverse_temperature", c_void_p),
+        ("top_k", c_void_p),
+        ("top_p", c_void_p),
+        ("min_p", c_void_p),
+        ("logprob_scale", c_void_p),
+        ("noise", c_void_p),
+        ("costs", c_void_p),
+        ("ends", c_void_p),
+        ("draft", c_void_p),
+        ("sureness", c_void_p),
+        ("tokens", c_void_p),
+        ("logprobs", c_void_p),
+        ("guessed", c_void_p),
+        ("sure", c_void_p),
+        ("counts", c_void_p),
+        ("seconds", c_void_p),
+        ("interrupt", c_void_p),
+        ("least_chance", c_double),
+        ("least_rate", c_double),
+        ("vocabulary", c_int64),
+        ("ends_each", c_int64),
+        ("most_rows", c_int64),
+        ("most", c_int64),
+        ("left", c_int64),
+        ("steps", c_int64),
+        ("first", c_int64),
+        ("capacity", c_int64),
+        ("drafted", c_int64),
+        ("checked", c_int64),
+        ("made", c_int64),
+        ("steps_made", c_int64),
+    )
+
+
 class Attention(ctypes.Structure):
     _fields_ = (
         ("q", c_void_p),

@@ -232,6 +232,52 @@ struct Guess {
   double further_seconds;  // that all passes but the first took
 };
 
+// Several steps of one sequence. Each checks what multi-token prediction guessed after the one before,
+// and guesses anew. `depth` is guess->depth.
+struct GuessedSteps {
+  const LatentStack* stack;
+  const Guess* guess;   // of one row: all but first, room, hidden, noise and what it says
+  Step step;            // all but the rows: those are set for every step
+  int64_t* ids;         // [most_rows] of memory, as the next two
+  int64_t* positions;
+  int32_t* slots;
+  int32_t* bounds;      // [3] of memory
+  float* hidden;        // [most_rows, head.k] of memory, as the next one
+  float* ahead;
+  float* logits;        // [most_rows, head.n] of memory
+  const float* inverse_temperature;  // [most_rows], see Draw, as the next four
+  const int64_t* top_k;
+  const double* top_p;
+  const float* min_p;
+  const float* logprob_scale;
+  const double* noise;  // [most + depth]: for one token after the other
+  const double* costs;  // [most_rows + 1]: of a step by its rows
+  const int64_t* ends;  // [ends_each]: tokens after which there is nothing to say
+  int64_t* draft;       // [depth]: guesses at the first step's tokens; at the end those at the next
+  float* sureness;      // [depth]: of the draft
+  int64_t* tokens;      // [most + 1]: the first one is given; -1 see Draw
+  float* logprobs;      // [most] or null
+  int64_t* guessed;     // [steps, depth]: the draft of every step
+  float* sure;          // [steps, depth]
+  int64_t* counts;      // [steps, 3]: guesses drafted, rows computed, tokens won
+  double* seconds;      // [steps, 4]: of the step, the module's keys, guesses, and all but the first
+  const int32_t* interrupt;  // not 0: this step is the last one
+  double least_chance;  // of a guess that is checked
+  double least_rate;    // tokens by cost that a step with guesses must promise
+  int64_t vocabulary;
+  int64_t ends_each;
+  int64_t most_rows;
+  int64_t most;         // tokens of this call
+  int64_t left;         // tokens the sequence may have altogether
+  int64_t steps;
+  int64_t first;        // position of tokens[0]
+  int64_t capacity;     // positions that its blocks have
+  int64_t drafted;      // guesses in draft
+  int64_t checked;      // of these in the first step
+  int64_t made;         // tokens
+  int64_t steps_made;
+};
+
 struct Attention {
   const float* q;  // [rows, heads, key_dim], row stride q_stride floats
   const void* key;

@@ -132,7 +132,7 @@ MULL_EXPORT void mull_sizes(int64_t* sizes) {
   const size_t all[] = {sizeof(Linear), sizeof(Layer), sizeof(Paging),
                         sizeof(Stack),  sizeof(Step),  sizeof(Attention), sizeof(CacheRows),
                         sizeof(Routing), sizeof(LatentLayer), sizeof(LatentStack),
-                        sizeof(NextToken), sizeof(Draw), sizeof(Places), sizeof(Decode), sizeof(Guess), sizeof(NormRows),
+                        sizeof(NextToken), sizeof(Draw), sizeof(Places), sizeof(Decode), sizeof(Guess), sizeof(GuessedSteps), sizeof(NormRows),
                         sizeof(GatedRows), sizeof(SummedRows), sizeof(DealtRows),
                         sizeof(ShortAttention), sizeof(TokenRows)};
   for (size_t size : all) *sizes++ = static_cast<int64_t>(size);
