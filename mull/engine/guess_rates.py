@@ -12,6 +12,7 @@ SURENESSES, DEPTHS = 8, 3
 # What is believed at first, and how fast it is forgotten.
 _FIRST_WEIGHT = 3.0
 _MEMORY = 0.98
+_HEAVY = 1e12
 
 
 class GuessRates:
@@ -27,6 +28,7 @@ class GuessRates:
         self._tries = [_FIRST_WEIGHT] * len(self._hits)
         # How often each kind has been judged lately, among those of its depth.
         self._seen = [1.0] * len(self._hits)
+        self._weight = [1.0] * DEPTHS  # of a guess of each depth that is judged now
         self.judged = 0
 
     def kind(self, depth: int, sureness: float) -> int:
@@ -45,9 +47,15 @@ class GuessRates:
         self._hits[kind] = self._hits[kind] * _MEMORY + is_hit
         self._tries[kind] = self._tries[kind] * _MEMORY + 1.0
         self.judged += 1
-        for other in self._kinds(kind // SURENESSES):
-            self._seen[other] *= _MEMORY
-        self._seen[kind] += 1.0
+        depth = kind // SURENESSES
+        self._weight[depth] /= (
+            _MEMORY  # only ratios are asked for: the new weigh more, not the old less
+        )
+        self._seen[kind] += self._weight[depth]
+        if self._weight[depth] > _HEAVY:
+            for other in self._kinds(depth):
+                self._seen[other] /= _HEAVY
+            self._weight[depth] /= _HEAVY
 
     def mean(self, depth: int) -> float:
         """How often a guess of this depth comes true, whatever its sureness turns out to be."""

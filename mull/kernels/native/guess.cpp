@@ -182,8 +182,9 @@ MULL_EXPORT int32_t mull_guessed_steps(GuessedSteps* wanted, int32_t threads) {
     g.counts[3 * told + 1] = rows;
     g.counts[3 * told + 2] = right + 1;
     seconds[0] = seconds_now() - start;
-    for (int64_t i = 0; i < rows; ++i) g.ids[i] = i <= right ? drawn[i] : 0;
+    for (int64_t i = 0; i <= right; ++i) g.ids[i] = drawn[i];
     Step keys = step;
+    place_together(g, g.first + g.made, right + 1, &keys);
     keys.key_cache = g.guess->step.key_cache;
     if (int32_t status = mull_next_token(g.guess->module, &keys, g.hidden, g.ahead, threads))
       return status;
