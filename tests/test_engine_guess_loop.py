@@ -27,7 +27,12 @@ from mull.text.tokenizer import Tokenizer
 pytestmark = pytest.mark.skipif(
     not kernels.native_available(), reason="without native kernels every step is computed alone"
 )
-CASES = [("moe", "fp32"), ("moe", "q8"), ("dense", "bf16"), ("dense", "q4")]
+CASES = [
+    ("moe", "fp32", torch.float32),
+    ("moe", "q8", torch.int8),
+    ("dense", "bf16", torch.bfloat16),
+    ("dense", "q4", torch.int8),
+]
 SHAPES = {"moe": MOE, "dense": DENSE}
 
 
@@ -64,13 +69,17 @@ def looping(engine: Engine) -> Engine:
     return engine
 
 
-@pytest.mark.parametrize(("shape", "precision"), CASES)
+@pytest.mark.parametrize(("shape", "precision", "cache"), CASES)
 def test_answers_are_those_without_guesses(
-    shape: str, precision: str, tokenizer: Tokenizer, calls: list[GuessedTokens]
+    shape: str,
+    precision: str,
+    cache: torch.dtype,
+    tokenizer: Tokenizer,
+    calls: list[GuessedTokens],
 ) -> None:
     model = mtp_model(SHAPES[shape], precision)
-    plain = make_engine(model, tokenizer, speculation="off")
-    engine = looping(eager_engine(model, tokenizer))
+    plain = make_engine(model, tokenizer, speculation="off", cache_dtype=cache)
+    engine = looping(eager_engine(model, tokenizer, cache_dtype=cache))
     for seed in range(40 if settings().max_examples > 10 else 10):
         chance = random.Random(seed)
         request = replace(random_request(chance, is_plain=seed % 8 > 0), speculate=True)
@@ -102,6 +111,17 @@ def test_right_guesses_are_won_and_counted(
     assert counters.decode_tokens == 119
     assert counters.accepted_tokens + counters.steps == 120
     assert len(calls) < 10
+
+
+def test_an_answer_that_ends_with_a_call_leaves_no_guesses(tokenizer: Tokenizer) -> None:
+    plain = alphabet_chain(tokenizer, "abcdefghijklmnopqrstuvwxyz.a")
+    engine = eager_engine(prepare(plain, precision="fp32", device=CPU), tokenizer)
+    for letter in "cdefghijklmnopqrstuvwxyz":
+        params = SamplingParams(temperature=0.0, max_tokens=60, stop=[letter], ignore_eos=True)
+        (output,) = generate(engine, [Request(tokenizer.encode("a"), params)])
+        assert output.text == "bcdefghijklmnopqrstuvwxyz".partition(letter)[0]
+        assert not engine.speculation.drafter._guesses  # type: ignore[union-attr]
+        assert engine.blocks.used_blocks == 0
 
 
 def test_guesses_in_the_calls_are_the_modules_own(tokenizer: Tokenizer) -> None:

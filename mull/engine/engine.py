@@ -358,7 +358,8 @@ class Engine:
         self.scheduler.computed(chunk)
         events, taken = self._answers.take(chunk.seq, said.drawn, chunk.draft)
         self._decode_tokens += taken
-        self.speculation.looped(chunk.seq, chunk.start, said, seconds)
+        goes_on = chunk.seq in self._answers.replies
+        self.speculation.looped(chunk.seq, chunk.start, said, seconds, goes_on=goes_on)
         self._choose([chunk], [], 1, steps=len(said.rounds))
         return events
 

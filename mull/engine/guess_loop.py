@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mull import kernels
 from mull.engine.block_cache import BlockManager
@@ -165,6 +166,7 @@ class GuessLoop:
         memory, native = self._memory, self._memory.native
         angles = decoder.rope.whole_table(seq.computed + most + DEEPEST)
         assert angles is not None
+        memory.angles = angles  # who grows the table forgets this one
         memory.call.prepare([seq], [seq.computed], plan, angles)
         # Asked for anew: whoever puts new weights in binds them anew.
         native.stack = ctypes.pointer(layers.stack)
@@ -191,6 +193,7 @@ class _Memory:
     ) -> None:
         rows, steps, depth, width = _MOST_ROWS, MOST_STEPS, DEEPEST, head.in_features
         self.call = call
+        self.angles: tuple[Tensor, Tensor] | None = None
         self.draft = np.zeros(depth, dtype=np.int64)
         self.sureness = np.zeros(depth, dtype=np.float32)
         self.tokens = np.zeros(MOST_TOKENS + 1, dtype=np.int64)

@@ -186,7 +186,7 @@ class MtpDrafter:
         """For one sequence with room for all that can be guessed."""
         return self._plan([DEEPEST - 1], 1, costs, least_depth)
 
-    def looped(self, seq: Sequence, first: int, said: GuessedTokens) -> None:
+    def looped(self, seq: Sequence, first: int, said: GuessedTokens, *, goes_on: bool) -> None:
         """After steps in one call, from position `first` on, which wrote the module's keys and
         guessed: what was seen of the guesses, and those at what comes next."""
         self._guesses.pop(seq, None)
@@ -200,7 +200,8 @@ class MtpDrafter:
             begun = range(-(-first // size), -(-(first + len(tokens)) // size))
             self._stale_N[[seq.block_table[i] for i in begun if i < len(seq.block_table)]] = False
             self._has_stale = bool(self._stale_N.any())
-        if said.guessed and seq.token_ids[-1] == tokens[-1] and len(seq) == first + 1 + len(tokens):
+        is_as_drawn = seq.token_ids[first + 1 :] == tokens
+        if goes_on and is_as_drawn and said.guessed:
             self._note(seq, said.guessed, said.sureness)
 
     def guesses(self, seq: Sequence) -> Guesses | None:

@@ -151,9 +151,11 @@ class Speculation:
             observe = self.costs.observe if steps == 1 else self.costs.observe_in_a_call
             observe(sum(chunk.rows for chunk in chunks), seconds)
 
-    def looped(self, seq: Sequence, first: int, said: GuessedTokens, seconds: float) -> None:
+    def looped(
+        self, seq: Sequence, first: int, said: GuessedTokens, seconds: float, *, goes_on: bool
+    ) -> None:
         """What those steps have shown; first: the position they began at; seconds: all they took,
-        of which what lies around the steps counts as a part of guessing."""
+        of which what lies around the steps counts as a part of guessing; goes_on: the answer."""
         assert self.drafter is not None
         if self.is_decode:
             around = seconds - sum(sum(each.seconds[:3]) for each in said.rounds)
@@ -170,7 +172,7 @@ class Speculation:
         # What was checked first has been counted when it was proposed.
         self.drafted += sum(each.rows - 1 for each in said.rounds[1:])
         self.accepted += sum(each.won - 1 for each in said.rounds)
-        self.drafter.looped(seq, first, said)
+        self.drafter.looped(seq, first, said, goes_on=goes_on)
 
     def judged(self, right: int) -> None:
         """So many guesses of a step were right."""
