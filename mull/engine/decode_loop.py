@@ -133,7 +133,7 @@ class DecodeLoop:
         wants_logprobs = any(seq.sampling.logprobs is not None for seq in seqs)
         told = steps if wants_logprobs else 0
         logprobs_NB = torch.empty(told, rows, dtype=torch.float32)
-        ends_BE = padded_ends(ends)
+        ends_BE, flag = padded_ends(ends), torch.from_numpy(interrupt)
         positions_B = torch.empty(rows, dtype=torch.int64)
         ints = torch.empty(3 * rows + 1, dtype=torch.int32)
         if self._logits.numel() < rows * head.out_features:
@@ -170,7 +170,7 @@ class DecodeLoop:
             ends=ends_BE.data_ptr(),
             tokens=tokens_NB.data_ptr(),
             logprobs=logprobs_NB.data_ptr() if wants_logprobs else None,
-            interrupt=interrupt.ctypes.data,
+            interrupt=flag.data_ptr(),
             rows=rows,
             vocabulary=self._vocabulary,
             ends_each=ends_BE.shape[1],

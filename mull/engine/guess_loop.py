@@ -118,16 +118,17 @@ class GuessLoop:
         native.steps, native.most, native.left = steps, most, left
         native.drafted, native.checked = len(draft[0]), checked
         memory.draft[: len(draft[0])], memory.sureness[: len(draft[1])] = draft
-        table_1M, ends_1E = tables.matrix([seq]), padded_ends([ends])
-        native.step.paging.block_table = table_1M.ctypes.data
+        table_1M, ends_1E = torch.from_numpy(tables.matrix([seq])), padded_ends([ends])
+        native.step.paging.block_table = table_1M.data_ptr()
         native.step.paging.blocks_per_sequence = table_1M.shape[1]
         native.ends, native.ends_each = ends_1E.data_ptr(), ends_1E.shape[1]
-        native.interrupt = interrupt.ctypes.data
+        flag = torch.from_numpy(interrupt)
+        native.interrupt = flag.data_ptr()
         filters = filters_of([seq] * _MOST_ROWS)
         for name in Filters._fields:
             setattr(native, name, pointers(filters).get(name))
         wants_logprobs = seq.sampling.logprobs is not None
-        native.logprobs = memory.logprobs.ctypes.data if wants_logprobs else None
+        native.logprobs = memory.logprobs_at if wants_logprobs else None
         library.check(native_library().mull_guessed_steps(ctypes.byref(native), library.threads()))
         made, told, drafted = native.made, native.steps_made, native.drafted
         said = memory.tokens[1 : made + 1].tolist()
@@ -192,42 +193,45 @@ class _Memory:
         self, call: GuessCall, head: PackedLinear, cache: PagedCache, vocabulary: int
     ) -> None:
         rows, steps, depth, width = _MOST_ROWS, MOST_STEPS, DEEPEST, head.in_features
+        longs, floats, doubles = torch.int64, torch.float32, torch.float64
         self.call = call
         self.angles: tuple[Tensor, Tensor] | None = None
-        self.draft = np.zeros(depth, dtype=np.int64)
-        self.sureness = np.zeros(depth, dtype=np.float32)
-        self.tokens = np.zeros(MOST_TOKENS + 1, dtype=np.int64)
-        self.logprobs = np.zeros(MOST_TOKENS, dtype=np.float32)
-        self.noise = np.zeros(MOST_TOKENS + depth, dtype=np.float64)
-        self.costs = np.zeros(rows + 1, dtype=np.float64)
-        self.inverse_temperature = np.zeros(rows, dtype=np.float32)
-        self.logprob_scale = np.zeros(rows, dtype=np.float32)
-        self.guessed = np.zeros((steps, depth), dtype=np.int64)
-        self.sure = np.zeros((steps, depth), dtype=np.float32)
-        self.counts = np.zeros((steps, 3), dtype=np.int64)
-        self.seconds = np.zeros((steps, 4), dtype=np.float64)
-        self._longs = np.zeros((2, rows), dtype=np.int64)
-        self._ints = np.zeros(rows + 3, dtype=np.int32)
-        self._hidden = torch.zeros(2, rows, width)
-        self._logits = torch.zeros(rows, head.out_features)
-        named = [
-            *("draft", "sureness", "tokens", "noise", "costs", "inverse_temperature"),
-            *("logprob_scale", "guessed", "sure", "counts", "seconds"),
-        ]
+        self._kept = kept = {
+            "draft": torch.zeros(depth, dtype=longs),
+            "sureness": torch.zeros(depth, dtype=floats),
+            "tokens": torch.zeros(MOST_TOKENS + 1, dtype=longs),
+            "logprobs": torch.zeros(MOST_TOKENS, dtype=floats),
+            "noise": torch.zeros(MOST_TOKENS + depth, dtype=doubles),
+            "costs": torch.zeros(rows + 1, dtype=doubles),
+            "inverse_temperature": torch.zeros(rows, dtype=floats),
+            "logprob_scale": torch.zeros(rows, dtype=floats),
+            "guessed": torch.zeros(steps, depth, dtype=longs),
+            "sure": torch.zeros(steps, depth, dtype=floats),
+            "counts": torch.zeros(steps, 3, dtype=longs),
+            "seconds": torch.zeros(steps, 4, dtype=doubles),
+            "ids": torch.zeros(rows, dtype=longs),
+            "positions": torch.zeros(rows, dtype=longs),
+            "slots": torch.zeros(rows, dtype=torch.int32),
+            "bounds": torch.zeros(3, dtype=torch.int32),
+            "hidden": torch.zeros(rows, width),
+            "ahead": torch.zeros(rows, width),
+            "logits": torch.zeros(rows, head.out_features),
+        }
+        self.draft, self.sureness = kept["draft"].numpy(), kept["sureness"].numpy()
+        self.tokens, self.logprobs = kept["tokens"].numpy(), kept["logprobs"].numpy()
+        self.noise, self.costs = kept["noise"].numpy(), kept["costs"].numpy()
+        self.guessed, self.sure = kept["guessed"].numpy(), kept["sure"].numpy()
+        self.counts, self.seconds = kept["counts"].numpy(), kept["seconds"].numpy()
+        self.inverse_temperature = kept["inverse_temperature"].numpy()
+        self.logprob_scale = kept["logprob_scale"].numpy()
+        self.logprobs_at = kept["logprobs"].data_ptr()
         self.native = library.GuessedSteps(
             guess=ctypes.pointer(call.native),
             step=library.Step(
                 cache_kind=library.CACHE_KINDS[cache.dtype],
                 paging=library.Paging(num_blocks=cache.num_blocks, block_size=cache.block_size),
             ),
-            ids=self._longs[0].ctypes.data,
-            positions=self._longs[1].ctypes.data,
-            slots=self._ints.ctypes.data,
-            bounds=self._ints[rows:].ctypes.data,
-            hidden=self._hidden[0].data_ptr(),
-            ahead=self._hidden[1].data_ptr(),
-            logits=self._logits.data_ptr(),
             vocabulary=vocabulary,
             most_rows=rows,
-            **{name: getattr(self, name).ctypes.data for name in named},
+            **{name: tensor.data_ptr() for name, tensor in kept.items() if name != "logprobs"},
         )

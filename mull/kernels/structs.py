@@ -224,8 +224,8 @@ class Guess(ctypes.Structure):
 class GuessedSteps(ctypes.Structure):
     _fields_ = (
         ("stack", ctypes.POINTER(LatentStack)),
-        ("guess", ctypes.POINTER(Guess)),
         ("step", Step),
+        ("guess", ctypes.POINTER(Guess)),
         ("ids", c_void_p),
         ("positions", c_void_p),
         ("slots", c_void_p),

@@ -236,8 +236,8 @@ struct Guess {
 // and guesses anew. `depth` is guess->depth.
 struct GuessedSteps {
   const LatentStack* stack;
-  const Guess* guess;   // of one row: all but first, room, hidden, noise and what it says
   Step step;            // all but the rows: those are set for every step
+  const Guess* guess;   // of one row: all but first, room, hidden, noise and what it says
   int64_t* ids;         // [most_rows] of memory, as the next two
   int64_t* positions;
   int32_t* slots;
