@@ -1,6 +1,6 @@
 """The native library: where it lies, which instruction set it uses, or why it is off.
 
-Plain C behind ctypes. The structs are in structs.py.
+Plain C behind ctypes. The structs are in structs.py and structs_training.py.
 """
 
 from __future__ import annotations
@@ -18,10 +18,8 @@ import torch
 from mull.errors import KernelError
 from mull.kernels.structs import Attention as Attention
 from mull.kernels.structs import CacheRows as CacheRows
-from mull.kernels.structs import DealtRows as DealtRows
 from mull.kernels.structs import Decode as Decode
 from mull.kernels.structs import Draw as Draw
-from mull.kernels.structs import GatedRows as GatedRows
 from mull.kernels.structs import Guess as Guess
 from mull.kernels.structs import GuessedSteps as GuessedSteps
 from mull.kernels.structs import LatentLayer as LatentLayer
@@ -29,15 +27,17 @@ from mull.kernels.structs import LatentStack as LatentStack
 from mull.kernels.structs import Layer as Layer
 from mull.kernels.structs import Linear as Linear
 from mull.kernels.structs import NextToken as NextToken
-from mull.kernels.structs import NormRows as NormRows
 from mull.kernels.structs import Paging as Paging
 from mull.kernels.structs import Places as Places
 from mull.kernels.structs import Routing as Routing
-from mull.kernels.structs import ShortAttention as ShortAttention
 from mull.kernels.structs import Stack as Stack
 from mull.kernels.structs import Step as Step
-from mull.kernels.structs import SummedRows as SummedRows
-from mull.kernels.structs import TokenRows as TokenRows
+from mull.kernels.structs_training import DealtRows as DealtRows
+from mull.kernels.structs_training import GatedRows as GatedRows
+from mull.kernels.structs_training import NormRows as NormRows
+from mull.kernels.structs_training import ShortAttention as ShortAttention
+from mull.kernels.structs_training import SummedRows as SummedRows
+from mull.kernels.structs_training import TokenRows as TokenRows
 
 VARIANTS = ("avx512bf16", "avx512vnni", "avxvnni", "avx2", "neon", "portable")
 CACHE_KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
