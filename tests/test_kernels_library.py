@@ -132,14 +132,17 @@ def test_the_memory_of_one_large_call_is_given_back() -> None:
 def test_a_thread_can_dismiss_its_team():
     """libgomp stops spinning once there are more team threads than cores."""
     code = (
-        "import os, torch\n"
+        "import os, time, torch\n"
         "from mull import kernels\n"
         "torch.set_num_threads(2)\n"
+        "end = time.monotonic() + 60\n"
         "threads = lambda: len(os.listdir('/proc/self/task'))\n"
         "alone = threads()\n"
         "torch.ones(1 << 20).sum()\n"
         "with_team = threads()\n"
         "kernels.release_threads()\n"
+        "while threads() > alone and time.monotonic() < end:\n"  # its exit shows a moment later
+        "    time.sleep(0.01)\n"
         "print(with_team - alone, threads() - alone)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -415,7 +415,11 @@ def test_a_file_is_read_by_the_model_and_goes_with_its_chat(api: Api) -> None:
 def test_presets_and_settings_are_kept(api: Api) -> None:
     api("PUT", "/settings", {"language": "ko"})
     assert api("GET", "/settings") == {"language": "ko"}
-    assert api.status("PUT", "/settings", {"x": "y" * 40_000}) == 413
+    changed = api("PATCH", "/settings", {"theme": "dark", "language": None})
+    assert changed == api("GET", "/settings") == {"theme": "dark"}
+    for method in ("PUT", "PATCH"):
+        assert api.status(method, "/settings", {"x": "y" * 40_000}) == 413
+    assert api("GET", "/settings") == {"theme": "dark"}
     made = api("POST", "/presets", {"name": "calm", "sampling": {"temperature": 0.2}})
     changed = api("PATCH", f"/presets/{made['id']}", {"thinking": "off"})
     assert (changed["name"], changed["thinking"]) == ("calm", "off")

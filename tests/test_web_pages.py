@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from browser import MullUp, Visit, visits, write_home
+from browser import PATIENCE_MS, MullUp, Visit, visits, write_home
 from mull_command import run_mull
 from run_examples import WrittenRun
 from scripted_models import write_scripted_model
@@ -194,6 +195,37 @@ def test_language_and_theme_change_at_once_and_are_kept(visit: Go) -> None:
         v.page.get_by_role("radio", name="시스템 설정대로").check()
         v.page.get_by_role("radio", name="브라우저 설정대로").check()
     expect(v.page.get_by_role("heading", name="Settings")).to_be_visible()
+
+
+def test_a_choice_stands_though_the_server_told_of_another_later(visit: Go, mull_up: MullUp) -> None:
+    mull_up.ask("/api/settings", {"theme": "dark", "show_thinking": True}, "PUT")
+    v = visit("/login")
+    held: list[Any] = []
+    v.page.route(
+        "**/api/settings",
+        lambda route: held.append(route) if route.request.method == "GET" else route.continue_(),
+    )
+    v.page.goto(v.server.url + "/settings")
+    light = v.page.get_by_role("radio", name=v.t("settings.theme_light"))
+    light.check()
+    while not held:
+        v.page.wait_for_timeout(10)
+    held[-1].continue_()
+    expect(v.page.get_by_label(v.t("settings.show_thinking"))).to_be_checked()
+    expect(light).to_be_checked()
+
+
+def test_a_choice_made_right_before_the_page_is_left_is_kept(visit: Go, mull_up: MullUp) -> None:
+    v = visit("/settings")
+    v.page.wait_for_load_state("networkidle")
+    mull_up.ask("/api/settings", {"show_thinking": True}, "PATCH")  # by another page
+    v.page.get_by_role("radio", name=v.t("settings.theme_dark")).check()
+    v.page.goto("about:blank")
+    kept: dict[str, Any] = {}
+    deadline = time.monotonic() + PATIENCE_MS / 1000
+    while "theme" not in kept and time.monotonic() < deadline:
+        kept = mull_up.ask("/api/settings")
+    assert kept == {"theme": "dark", "show_thinking": True}
 
 
 def test_enter_begins_a_line_where_it_shall_not_send(visit: Go) -> None:

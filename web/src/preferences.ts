@@ -19,22 +19,41 @@ function kept(): Settings {
   }
 }
 
+/** What was changed here and the server does not have yet. */
+let unsaved: Partial<Settings> = {};
 let saving: ReturnType<typeof setTimeout> | undefined;
 
 /** Changes take effect at once and are saved a moment later. */
 export function prefer(change: Partial<Settings>): void {
+  unsaved = { ...unsaved, ...change };
   preferences.value = { ...preferences.peek(), ...change };
   clearTimeout(saving);
-  saving = setTimeout(() => {
-    // Not worth a message: the browser has them, and the next change tries again.
-    api.saveSettings(preferences.peek()).catch(() => {});
-  }, 400);
+  saving = setTimeout(save, 400);
 }
 
+async function save(): Promise<void> {
+  const sent = Object.entries(unsaved);
+  if (sent.length === 0) return;
+  try {
+    await api.changeSettings(
+      Object.fromEntries(sent.map(([name, value]) => [name, value ?? null])),
+    );
+  } catch {
+    return; // not worth a message: the next change tries again
+  }
+  const had = new Map(sent);
+  unsaved = Object.fromEntries(
+    Object.entries(unsaved).filter(([name, value]) => !had.has(name) || had.get(name) !== value),
+  );
+}
+
+/** The server's; what was changed here before it answered stays. */
 export async function loadPreferences(): Promise<void> {
   const saved = await api.settings();
-  if (saved && typeof saved === "object") preferences.value = { ...preferences.peek(), ...saved };
+  if (saved && typeof saved === "object") preferences.value = { ...saved, ...unsaved };
 }
+
+addEventListener("pagehide", save);
 
 effect(() => {
   const { theme, language: chosen } = preferences.value;

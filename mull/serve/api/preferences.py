@@ -45,10 +45,18 @@ def get_settings(owner: AnOwner, store: TheStore) -> dict[str, Any]:
 
 @router.put("/settings")
 def put_settings(values: dict[str, Any], owner: AnOwner, store: TheStore) -> dict[str, Any]:
-    if len(json.dumps(values)) > MAX_SETTINGS_BYTES:
-        raise ApiError(413, f"settings may take {MAX_SETTINGS_BYTES:,} bytes: leave some out")
     with store.write() as db:
-        preferences.write_settings(db, owner.name, values)
+        preferences.write_settings(db, owner.name, _bounded(values))
+        return preferences.read_settings(db, owner.name)
+
+
+@router.patch("/settings")
+def change_settings(values: dict[str, Any], owner: AnOwner, store: TheStore) -> dict[str, Any]:
+    """Those given; null: no longer set. Two pages of one owner leave each other's alone."""
+    with store.write() as db:
+        settings = preferences.read_settings(db, owner.name) | values
+        kept = {name: value for name, value in settings.items() if value is not None}
+        preferences.write_settings(db, owner.name, _bounded(kept))
         return preferences.read_settings(db, owner.name)
 
 
@@ -79,6 +87,12 @@ def remove_preset(id: str, owner: AnOwner, store: TheStore) -> Response:
         preferences.remove_preset(db, owner.name, id)
     store.erase()
     return Response(status_code=204)
+
+
+def _bounded(settings: dict[str, Any]) -> dict[str, Any]:
+    if len(json.dumps(settings)) > MAX_SETTINGS_BYTES:
+        raise ApiError(413, f"settings may take {MAX_SETTINGS_BYTES:,} bytes: leave some out")
+    return settings
 
 
 def preset_values(asked: NewPreset) -> dict[str, Any]:

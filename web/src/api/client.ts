@@ -151,7 +151,9 @@ export const api = {
   logout: () => send("/api/logout", { method: "POST" }),
 
   settings: () => json<Settings>("/api/settings"),
-  saveSettings: (settings: Settings) => send("/api/settings", { method: "PUT", body: settings }),
+  /** null: no longer set. Also arrives when the page goes away meanwhile. */
+  changeSettings: (change: { [name: string]: unknown }) =>
+    send("/api/settings", { method: "PATCH", body: change, keepalive: true }),
 
   presets: () => json<Page<Preset>>("/api/presets"),
   addPreset: (preset: Omit<Preset, "id">) => json<Preset>("/api/presets", { body: preset }),

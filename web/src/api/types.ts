@@ -218,7 +218,7 @@ export interface Status {
   limits: { [key: string]: unknown };
 }
 
-/** What the page keeps for its user (GET/PUT /api/settings). */
+/** What the page keeps for its user (GET, PUT and PATCH /api/settings). */
 export interface Settings {
   language?: "en" | "ko";
   theme?: "light" | "dark" | "system";
