@@ -197,7 +197,7 @@ def test_language_and_theme_change_at_once_and_are_kept(visit: Go) -> None:
     expect(v.page.get_by_role("heading", name="Settings")).to_be_visible()
 
 
-def test_a_choice_stands_though_the_server_told_of_another_later(visit: Go, mull_up: MullUp) -> None:
+def test_a_choice_stands_though_the_server_tells_of_another(visit: Go, mull_up: MullUp) -> None:
     mull_up.ask("/api/settings", {"theme": "dark", "show_thinking": True}, "PUT")
     v = visit("/login")
     held: list[Any] = []
