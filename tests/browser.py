@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -24,6 +23,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
+from ports import free_port
 from scripted_models import write_scripted_model
 
 ROOT = Path(__file__).parent.parent
@@ -82,7 +82,7 @@ def chromium() -> str:
 _PATIENT = [
     sys.executable,
     "-c",
-    "import sys; from mull import llm; llm.DEFAULT_MAX_TOKENS = 16_384; "
+    "import sys; from mull import llm; llm.DEFAULT_MAX_TOKENS = 60_000; "
     "from mull.cli import main; sys.exit(main())",
 ]
 
@@ -94,7 +94,7 @@ class MullUp:
     home: Path
     model: str = "thinker"
     flags: tuple[str, ...] = ()
-    port: int = field(default_factory=lambda: _free_port())
+    port: int = field(default_factory=free_port)
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -149,12 +149,6 @@ class MullUp:
         with urllib.request.urlopen(request, timeout=60) as response:
             content = response.read()
         return json.loads(content) if content else None
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def write_home(home: Path) -> Path:

@@ -6,7 +6,6 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import tempfile
 import time
@@ -15,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from ports import free_port
 
 KINDS = ("sqlite", "postgresql")
 
@@ -38,7 +38,7 @@ def cluster() -> Iterator[str]:
     try:
         if user is not None:
             shutil.chown(home, user)
-        data, port = home / "data", _free_port()
+        data, port = home / "data", free_port()
         made = [programs / "initdb", "-D", data, "-U", "mull", "-A", "trust", "-E", "UTF8"]
         subprocess.run(
             [*made, "--locale=C.UTF-8", "-N"], check=True, capture_output=True, user=user
@@ -82,12 +82,6 @@ def _user() -> str | None:
 
     known = {entry.pw_name for entry in pwd.getpwall()}
     return "postgres" if "postgres" in known else "nobody"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def _wait_for(server: subprocess.Popen[bytes], port: int, log: Path) -> None:

@@ -85,7 +85,7 @@ class Terminal:
     def send(self, keys: str) -> None:
         os.write(self._fd, keys.encode())
 
-    def wait_for(self, text: str, timeout: float = 60) -> str:
+    def wait_for(self, text: str, timeout: float = 300) -> str:
         """Wait until `text` shows after what was waited for before; returns what came with it."""
         deadline = time.monotonic() + timeout
         while True:
@@ -109,7 +109,7 @@ class Terminal:
         self.raw += data.decode(errors="replace")
         return bool(data)
 
-    def exit_code(self, timeout: float = 60) -> int:
+    def exit_code(self, timeout: float = 300) -> int:
         """Wait for the end of the program."""
         deadline = time.monotonic() + timeout
         while self._read(0.2):

@@ -27,6 +27,7 @@ from test_engine_speculation import KINDS, check_drafts_were_tried, random_ids, 
 
 import mull
 from mull import kernels, weights
+from mull.engine import decode_loop
 from mull.engine.decode_loop import DecodeLoop
 from mull.engine.engine import Engine
 from mull.engine.guess_rates import GuessRates
@@ -376,6 +377,7 @@ def test_guesses_go_on_after_several_steps_in_one_call(moe, tokenizer, block_siz
         return drawn
 
     monkeypatch.setattr(DecodeLoop, "run", counted)
+    monkeypatch.setattr(decode_loop, "LONGEST_S", 3600.0)  # however slow the machine
     params = SamplingParams(seed=3, temperature=0.8, max_tokens=200, ignore_eos=True)
     requests = [Request([*random_ids(9, 5 + i), i], params) for i in range(3)]
     plain = plain_engine(moe, tokenizer)

@@ -10,7 +10,14 @@ import anthropic
 import httpx2
 import openai
 import pytest
-from wire_server import ANSWER, THINKING, running_server, sse_events, thinking_model
+from wire_server import (
+    ANSWER,
+    THINKING,
+    endless_model,
+    running_server,
+    sse_events,
+    thinking_model,
+)
 
 ASK = [{"role": "user", "content": "Tell me of Rome."}]
 SCHEMA = {
@@ -373,13 +380,11 @@ def test_a_response_in_the_background_is_followed_and_read_again(client):
 
 
 def test_a_running_response_is_cancelled(tmp_path):
-    from scripted_models import write_scripted_model
-
-    model = write_scripted_model(tmp_path / "endless", thinking="On and on it goes.", answer="x y",
-                                 endless=True)  # fmt: skip
-    with running_server(model) as url:
+    with running_server(endless_model(tmp_path, context=65536)) as url:
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
-        started = client.responses.create(model="endless", input="One?", background=True)
+        started = client.responses.create(
+            model="endless", input="One?", background=True, max_output_tokens=60_000
+        )
         assert client.responses.cancel(started.id).status == "cancelled"
 
 

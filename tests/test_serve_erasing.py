@@ -5,8 +5,11 @@ from __future__ import annotations
 import random
 import re
 import shutil
+import sqlite3
 import string
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -27,7 +30,8 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def api(model: Path, folder: Path) -> Iterator[Api]:
+def api(model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Api]:
+    monkeypatch.setattr("mull.serve.store.store._ERASE_SECONDS", 60.0)  # however slow the disk
     url = f"sqlite:///{folder / 'chats.db'}"
     with running_server(model, database_url=url) as served:
         yield Api(served)
@@ -115,6 +119,26 @@ def test_deleted_files_and_presets_leave_nothing(api: Api, folder: Path) -> None
     api("DELETE", f"/files/{file['id']}")
     api("DELETE", f"/presets/{preset['id']}")
     assert secrets.left_in(folder) == []
+
+
+def test_what_somebody_still_reads_goes_once_they_have_done(
+    api: Api, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mull.serve.store.store._ERASE_SECONDS", 0.1)
+    monkeypatch.setattr("mull.serve.store.erasing._CHECKPOINT_TRIES", 1)
+    monkeypatch.setattr("mull.serve.store.store._ERASE_AGAIN_SECONDS", 0.1)
+    secrets = Secrets(7)
+    chat = fill(api, secrets, messages=2)
+    with closing(sqlite3.connect(folder / "chats.db", isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM messages").fetchone()
+        api("DELETE", f"/conversations/{chat}")
+        time.sleep(0.5)  # some tries
+        assert secrets.left_in(folder) != []
+    deadline = time.monotonic() + 60
+    while secrets.left_in(folder):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_what_a_killed_process_left_half_erased_goes_at_the_next_start(

@@ -34,7 +34,7 @@ def test_a_server_listens_on_one_loopback_port_and_reaches_for_nothing(tmp_path:
         [*unshare(), sys.executable, str(_SCRIPT), str(tmp_path)],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=600,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-2000:]

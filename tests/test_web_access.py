@@ -174,6 +174,7 @@ def test_the_page_can_be_installed_and_opens_without_its_server(visit: Go) -> No
     v.page.wait_for_load_state("networkidle")
     v.expects("ERR_INTERNET_DISCONNECTED")
     v.expects("Failed to fetch")
+    v.expects("ERR_FAILED")
     v.page.context.set_offline(True)
     v.page.reload()
     expect(v.page.get_by_text(v.t("error.offline"))).to_be_visible()

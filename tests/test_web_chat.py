@@ -41,7 +41,9 @@ def test_an_answer_is_markdown_with_formulas_tables_and_code_to_copy(visit: Go) 
     code = answer.locator("pre")
     expect(code.locator("[class*=hljs]").first).to_be_attached()
     answer.get_by_role("button", name=v.t("action.copy")).first.click()
-    assert v.page.evaluate("navigator.clipboard.readText()").strip() == "print(6 * 7)"
+    v.page.wait_for_function(
+        "navigator.clipboard.readText().then(text => text.trim() === 'print(6 * 7)')"
+    )
 
 
 def test_an_answer_says_what_it_took(visit: Go) -> None:
@@ -188,7 +190,8 @@ def test_two_models_answer_the_same_question_side_by_side(
     plain = v.page.get_by_role("region", name="plain")
     expect(thinker.get_by_text("forty-two")).to_be_visible()
     expect(plain.get_by_text("just this answer")).to_be_visible()
-    plain.get_by_role("button", name=v.t("compare.choose")).click()
+    with v.page.expect_response(lambda response: response.request.method == "PATCH"):
+        plain.get_by_role("button", name=v.t("compare.choose")).click()
     expect(plain.get_by_role("button", pressed=True)).to_be_visible()
     v.page.reload()
     expect(plain.get_by_role("button", pressed=True)).to_be_visible()

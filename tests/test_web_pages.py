@@ -177,21 +177,30 @@ def test_the_status_page_shows_load_memory_and_models_as_they_change(
 # --- settings -------------------------------------------------------------------------------------
 
 
+def saving(v: Visit) -> Any:
+    """What is changed in the settings meanwhile has reached the server at the end."""
+
+    def is_change(response: Any) -> bool:
+        return response.url.endswith("/api/settings") and response.request.method == "PATCH"
+
+    return v.page.expect_response(is_change)
+
+
 def test_language_and_theme_change_at_once_and_are_kept(visit: Go) -> None:
     v = visit("/settings")
-    with v.page.expect_response("**/api/settings"):
+    with saving(v):
         v.page.get_by_role("radio", name="한국어").check()
     expect(v.page.get_by_role("heading", name="설정")).to_be_visible()
     assert v.page.evaluate("document.documentElement.lang") == "ko"
     paper = "getComputedStyle(document.body.parentElement).backgroundColor"
     light = v.page.evaluate(paper)
-    with v.page.expect_response("**/api/settings"):
+    with saving(v):
         v.page.get_by_role("radio", name="어둡게").check()
     assert v.page.evaluate(paper) != light
     v.page.reload()
     expect(v.page.get_by_role("heading", name="설정")).to_be_visible()
     assert v.page.evaluate(paper) != light
-    with v.page.expect_response("**/api/settings"):
+    with saving(v):
         v.page.get_by_role("radio", name="시스템 설정대로").check()
         v.page.get_by_role("radio", name="브라우저 설정대로").check()
     expect(v.page.get_by_role("heading", name="Settings")).to_be_visible()
@@ -200,6 +209,7 @@ def test_language_and_theme_change_at_once_and_are_kept(visit: Go) -> None:
 def test_a_choice_stands_though_the_server_tells_of_another(visit: Go, mull_up: MullUp) -> None:
     mull_up.ask("/api/settings", {"theme": "dark", "show_thinking": True}, "PUT")
     v = visit("/login")
+    v.page.goto("about:blank")
     held: list[Any] = []
     v.page.route(
         "**/api/settings",
@@ -230,7 +240,7 @@ def test_a_choice_made_right_before_the_page_is_left_is_kept(visit: Go, mull_up:
 
 def test_enter_begins_a_line_where_it_shall_not_send(visit: Go) -> None:
     v = visit("/settings")
-    with v.page.expect_response("**/api/settings"):
+    with saving(v):
         v.page.get_by_label(v.t("settings.enter_sends")).uncheck()
     v.button("nav.new").first.click()
     v.composer.press_sequentially("one")
@@ -240,19 +250,19 @@ def test_enter_begins_a_line_where_it_shall_not_send(visit: Go) -> None:
     v.composer.press("Control+Enter")
     expect(v.questions.last).to_contain_text("two")
     v.page.goto(v.server.url + "/settings")
-    with v.page.expect_response("**/api/settings"):
+    with saving(v):
         v.page.get_by_label(v.t("settings.enter_sends")).check()
 
 
 def test_the_thinking_stays_open_for_whoever_wants_it_so(visit: Go) -> None:
     v = visit("/settings")
-    with v.page.expect_response("**/api/settings"):
+    with saving(v):
         v.page.get_by_label(v.t("settings.show_thinking")).check()
     v.button("nav.new").first.click()
     v.ask("Show me your thoughts")
     expect(v.done().get_by_text("First I note what is asked")).to_be_visible()
     v.page.goto(v.server.url + "/settings")
-    with v.page.expect_response("**/api/settings"):
+    with saving(v):
         v.page.get_by_label(v.t("settings.show_thinking")).uncheck()
 
 

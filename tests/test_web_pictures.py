@@ -246,6 +246,7 @@ def test_branches(visit: Go, take: Take) -> None:
     field = v.page.get_by_role("textbox", name=v.t("message.edit"))
     field.fill("Multiply 47 by 68.")
     field.press("Enter")
+    expect(v.questions.last).to_contain_text("47 by 68")
     v.done()
     v.page.get_by_role("button", name=v.t("message.regenerate")).click()
     answer = v.done()

@@ -5,6 +5,7 @@ One thread: two would wait for each other longer than they work on a model this 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -145,7 +146,8 @@ def wait_for_records(out: Path, count: int, process: subprocess.Popen[Any]) -> N
 
 
 def kill(process: subprocess.Popen[Any]) -> None:
-    os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+        os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
 
 

@@ -40,7 +40,8 @@ class RunningAnswer:
     """One request under way. Everything here happens in the server's asyncio loop.
 
     samples: how many answers it makes (`n`). form: what the wire format wants to remember of the
-    request. result: what `on_end` returned, there before the last piece is.
+    request. before: the message that it goes on with, if it does. result: what `on_end` returned,
+    there before the last piece is.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class RunningAnswer:
         self.thinking_seconds: float | None = None  # until its first word of answer
         self.completion_tokens = 0
         self.form: Any = None
+        self.before: dict[str, Any] | None = None
         self.result: Any = None
         self._texts: dict[str, list[str]] = {"thinking": [], "answer": []}
         self.tool_calls: list[ToolCall] = []

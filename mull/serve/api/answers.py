@@ -47,7 +47,11 @@ async def answer_now(id: str, owner: AnOwner, parts: TheServing) -> None:
 
 
 async def _events(answer: RunningAnswer, after: int, *, keep_alive: float) -> AsyncIterator[bytes]:
-    """Progress comes between the events, without a number: it is not worth repeating."""
+    """Progress comes between the events, without a number: it is not worth repeating. What an
+    answer goes on with comes before its first.
+    """
+    if after == 0 and answer.before is not None:
+        yield sse.event(answer.before, name="before")
     told, quiet = 0.0, 0.0
     shown: dict[str, Any] = {}
     async with aclosing(answer.events(after, keep_alive=PROGRESS_SECONDS)) as pieces:  # type: ignore[type-var]

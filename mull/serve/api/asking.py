@@ -65,6 +65,7 @@ async def start_answer(
             on_progress=keeper.grow,
             on_end=keeper.finish,
         )
+        answer.before = keeper.before
     try:
         keeper.message = await asyncio.to_thread(_store, store, owner, asking, asked, answer)
     except BaseException:
@@ -93,6 +94,12 @@ class _Keeper:
     started: Row[Any] | None
     message: dict[str, Any] | None = None
     is_stored: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def before(self) -> dict[str, Any] | None:
+        if (begun := self.started) is None:
+            return None
+        return {"thinking": begun.thinking, "text": begun.text, "tool_calls": begun.tool_calls}
 
     async def grow(self, answer: RunningAnswer) -> None:
         await self.is_stored.wait()

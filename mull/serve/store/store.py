@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
@@ -20,7 +21,8 @@ from mull.serve.store.database import Database
 from mull.serve.store.tables import conversations as conversation_table
 from mull.serve.store.values import now
 
-_ERASE_SECONDS = 2.0
+_ERASE_SECONDS = 2.0  # that a delete waits
+_ERASE_AGAIN_SECONDS = 1.0
 _CHORE_SECONDS = 3600.0
 _DAY = 24 * 3600 * 1_000_000
 _log = logging.getLogger(__name__)
@@ -35,6 +37,7 @@ class Store:
         self.retention_days = retention_days
         self.writer = AnswerWriter(database)
         self._eraser = ThreadPoolExecutor(1, thread_name_prefix="mull-eraser")
+        self._is_closing = threading.Event()
 
     @classmethod
     def open(cls, settings: Settings) -> Store:
@@ -78,6 +81,7 @@ class Store:
     def close(self) -> None:
         """Finish what is being written and erased, and close the database."""
         self.writer.close()
+        self._is_closing.set()
         self._eraser.shutdown(wait=True)
         self.database.close()
 
@@ -86,7 +90,9 @@ class Store:
 
     def _erase(self) -> None:
         try:
-            erasing.erase(self.database)
+            while not erasing.erase(self.database):  # somebody still reads what was deleted
+                if self._is_closing.wait(_ERASE_AGAIN_SECONDS):
+                    return
         except StoreError as error:
             _log.warning("what was deleted is not erased from the disk yet: %s", error)
 

@@ -167,8 +167,13 @@ export const api = {
     json<Conversation>(`/api/conversations/${seg(id)}`, { signal }),
   addConversation: (fields: NewConversation) =>
     json<Conversation>("/api/conversations", { body: fields }),
+  /** Arrives though the page is left meanwhile; a long system prompt is more than browsers let so. */
   changeConversation: (id: string, change: ConversationPatch) =>
-    json<Conversation>(`/api/conversations/${seg(id)}`, { method: "PATCH", body: change }),
+    json<Conversation>(`/api/conversations/${seg(id)}`, {
+      method: "PATCH",
+      body: change,
+      keepalive: change.system === undefined,
+    }),
   removeConversation: (id: string, keepalive = false) =>
     send(`/api/conversations/${seg(id)}`, { method: "DELETE", keepalive }),
   removeAllConversations: () => send("/api/conversations", { method: "DELETE" }),

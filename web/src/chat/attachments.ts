@@ -44,9 +44,9 @@ export class Attachments {
     this.all.value = this.all.peek().filter((one) => one.key !== key);
   }
 
-  /** Forgets them without deleting: they belong to a message now. */
-  clear(): void {
-    this.all.value = [];
+  /** Forgets those files without deleting them: they belong to a message now. */
+  forget(ids: readonly string[]): void {
+    this.all.value = this.all.peek().filter(({ file }) => !file || !ids.includes(file.id));
   }
 
   private send(file: File): void {

@@ -15,7 +15,7 @@ export function ChatHeader({ chat }: { chat: OpenConversation }) {
       <Menu
         label={t("list.actions", { title: item.title || t("list.untitled") })}
         iconOnly
-        items={() => itemsFor(item, (change) => chat.change(change))}
+        items={() => itemsFor(item)}
       >
         <Icon name="more" />
       </Menu>

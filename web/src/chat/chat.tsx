@@ -79,7 +79,7 @@ export function Chat({ id }: { id: string }) {
 function Open({ chat, choices }: OpenChat) {
   const settings = useSignal(false);
   const title = chat.item.value.title || t("list.untitled");
-  const running = chat.running.value.length > 0;
+  const running = chat.busy.value;
   useEffect(() => {
     document.title = `${title} · mull`;
   }, [title]);
@@ -92,13 +92,13 @@ function Open({ chat, choices }: OpenChat) {
   const lastAnswer = () => path.findLast((id) => chat.message(id).peek().role === "assistant");
 
   useShortcut("stop", () => {
-    if (chat.running.peek().length === 0) return false;
+    if (!chat.busy.peek()) return false;
     return chat.stop();
   });
   useShortcut("answer_now", () => chat.answerNow());
   useShortcut("regenerate", () => {
     const id = lastAnswer();
-    if (id && chat.running.peek().length === 0) chat.regenerate(id, asking(choices)).catch(say);
+    if (id && !chat.busy.peek()) chat.regenerate(id, asking(choices)).catch(say);
   });
   useShortcut("copy", () => {
     const id = lastAnswer();

@@ -6,10 +6,10 @@ import { t } from "../i18n";
 import { useShortcut } from "../keys";
 import { preferences } from "../preferences";
 import { IconButton } from "../ui/icon-button";
-import { Attachments } from "./attachments";
 import type { Choices } from "./choices";
 import { ChosenFiles } from "./chosen-files";
 import { ContextMeter } from "./context-meter";
+import { filesOf, keepDraft, keptDraft } from "./drafts";
 import { Meter } from "./meter";
 import { ModelPicker } from "./model-picker";
 import { ThinkingPicker } from "./thinking-picker";
@@ -27,15 +27,13 @@ interface Props {
   onEditLast?: () => void;
 }
 
-/** A text to be written into the composer from elsewhere (a suggestion). */
+/** A question to be asked from elsewhere (a suggestion); what is being written stays. */
 export const suggested = signal<string | null>(null);
-
-const DRAFT = "mull.draft.";
 
 export function Composer(props: Props) {
   const { choices, draft, conversation, parent, running } = props;
   const area = useRef<HTMLTextAreaElement>(null);
-  const attachments = useMemo(() => new Attachments(), [draft]);
+  const attachments = filesOf(draft);
   const meter = useMemo(() => new Meter(), []);
   const empty = useSignal(true);
   const sending = useSignal(false);
@@ -73,36 +71,46 @@ export function Composer(props: Props) {
     const text = suggested.value;
     if (text === null || !area.current) return;
     suggested.value = null;
-    area.current.value = text;
-    changed();
-    send();
+    send(text);
   }, [suggested.value]);
 
-  const send = async () => {
+  /** What is written, or `given`. */
+  const send = async (given?: string) => {
     const element = area.current;
-    if (!element) return;
-    const text = element.value.trim();
-    const files = attachments.ready.peek();
-    if (sending.peek() || running || meter.count.peek()?.fits === false || attachments.busy.peek())
-      return;
-    if (text === "" && files.length === 0) return;
+    if (!element || sending.peek() || running) return;
     sending.value = true;
-    element.value = "";
-    empty.value = true;
     try {
-      await props.onSend(
-        text,
-        files.map((file) => file.id),
-      );
-      keepDraft(draft, element.value);
-      attachments.clear();
-      meter.count.value = null;
+      if (given === undefined) await sendWritten(element);
+      else await props.onSend(given, []);
     } catch {
-      // Whoever sends has said why; the words are not lost.
-      if (element.value === "") element.value = text;
-      changed();
+      // Whoever sends has said why.
     } finally {
       sending.value = false;
+    }
+  };
+
+  const sendWritten = async (element: HTMLTextAreaElement) => {
+    const written = element.value;
+    const text = written.trim();
+    const files = attachments.ready.peek().map((file) => file.id);
+    if (meter.count.peek()?.fits === false || attachments.busy.peek()) return;
+    if (text === "" && files.length === 0) return;
+    element.value = "";
+    empty.value = true;
+    // Meanwhile more may be written, here or, where this one has gone, in another composer.
+    const isHere = () => area.current === element;
+    try {
+      await props.onSend(text, files);
+      if (isHere() || keptDraft(draft) === written) keepDraft(draft, element.value);
+      attachments.forget(files);
+      meter.count.value = null;
+    } catch (error) {
+      const rest = isHere() ? element.value : keptDraft(draft);
+      const words = rest.includes(text) ? rest : [text, rest.trim()].filter(Boolean).join("\n\n");
+      if (isHere()) element.value = words;
+      if (isHere()) changed();
+      else keepDraft(draft, words);
+      throw error;
     }
   };
 
@@ -249,21 +257,4 @@ function DropTarget({ onFiles }: { onFiles: (files: File[]) => void }) {
 
 function isTouch(): boolean {
   return matchMedia("(pointer: coarse)").matches;
-}
-
-function keptDraft(name: string): string {
-  try {
-    return localStorage.getItem(DRAFT + name) ?? "";
-  } catch {
-    return "";
-  }
-}
-
-function keepDraft(name: string, text: string): void {
-  try {
-    if (text.trim() === "") localStorage.removeItem(DRAFT + name);
-    else if (text.length < 100_000) localStorage.setItem(DRAFT + name, text);
-  } catch {
-    // A draft that cannot be kept is still in the field.
-  }
 }

@@ -10,7 +10,7 @@ import type {
   NewAnswer,
 } from "../api/types";
 import { changed as listChanged } from "../conversations";
-import { offline } from "../session";
+import { offline, start } from "../session";
 import { say } from "../ui/toasts";
 import { LiveAnswer } from "./live";
 import { Tree } from "./tree";
@@ -29,6 +29,9 @@ export class OpenConversation {
   /** The message that was just sent from here: its turn gets the room to be read from the top. */
   readonly fresh = signal<string | null>(null);
   readonly live = signal<ReadonlyMap<string, LiveAnswer>>(new Map());
+  /** What is to be answered, or gone on with, and has no answer yet: a model may be loading. */
+  readonly starting = signal<ReadonlySet<string>>(new Set());
+  private readonly stopped = new Set<string>(); // of those
   private readonly tree: Signal<{ tree: Tree }>;
   private readonly messages = new Map<string, Signal<Message>>();
   private closed = false;
@@ -84,14 +87,21 @@ export class OpenConversation {
     });
   });
 
+  /** Whether an answer on the path is being made, or about to be. */
+  readonly busy = computed(
+    () =>
+      this.running.value.length > 0 || this.path.value.some((id) => this.starting.value.has(id)),
+  );
+
   close(): void {
     this.closed = true;
     for (const live of this.live.peek().values()) live.leave();
+    if (offline.peek()) start(); // goes on asking for the server, as nobody here does any more
   }
 
   // --- asking -----------------------------------------------------------------------------------
 
-  /** A question below `parent`, and an answer of each model. Throws where not even the question was taken. */
+  /** A question below `parent`, once it is taken; throws where it is not. An answer of each model follows. */
   async ask(parent: string | null, text: string, files: string[], asking: Asking): Promise<void> {
     const message = await api.addMessage(this.id, { parent, text, files });
     batch(() => {
@@ -101,17 +111,31 @@ export class OpenConversation {
       const item = this.item.peek();
       if (!item.title) this.item.value = { ...item, title: titleOf(text) };
     });
-    await this.answer(message.id, asking);
+    void this.answer(message.id, asking);
   }
 
   /** One answer of each model to the question `parent`; the first one's is read on. */
   async answer(parent: string, { models, settings }: Asking): Promise<void> {
     const wanted: (string | undefined)[] = models.length > 0 ? models : [undefined];
-    let beside: string | undefined;
-    for (const model of wanted) {
-      const begun = await this.begin({ ...answerOf(parent, settings), model, beside });
-      beside ??= begun;
-    }
+    await this.once(parent, async () => {
+      let beside: string | undefined;
+      for (const model of wanted) {
+        if (this.stopped.has(parent)) break;
+        const begun = await this.begin({ ...answerOf(parent, settings), model, beside });
+        beside ??= begun;
+      }
+    });
+  }
+
+  /** Whoever asks again before an answer has begun asks for no second one. */
+  private async once(id: string, begin: () => Promise<void>): Promise<void> {
+    if (this.starting.peek().has(id)) return;
+    this.stopped.delete(id);
+    this.starting.value = new Set(this.starting.peek()).add(id);
+    await begin();
+    const others = new Set(this.starting.peek());
+    others.delete(id);
+    this.starting.value = others;
     listChanged();
   }
 
@@ -129,13 +153,14 @@ export class OpenConversation {
     if (parent === null) return;
     const isChosen = this.path.peek().includes(id);
     const asked = { ...answerOf(parent, settings), model: model ?? undefined };
-    const made = await this.begin({ ...asked, beside: this.together(id) });
-    if (made && isChosen) this.choose(made);
-    listChanged();
+    await this.once(id, async () => {
+      const made = await this.begin({ ...asked, beside: this.together(id) }, id);
+      if (made && isChosen) this.choose(made);
+    });
   }
 
   /** One answer begins; it is read on, unless it is made to be read beside another. */
-  private async begin(asked: NewAnswer): Promise<string | undefined> {
+  private async begin(asked: NewAnswer, id = asked.parent): Promise<string | undefined> {
     try {
       const { message } = await api.addAnswer(this.id, asked);
       batch(() => {
@@ -143,6 +168,8 @@ export class OpenConversation {
         if (!asked.beside) this.head.value = message.id;
       });
       this.follow(message);
+      if (this.stopped.has(id) && message.response_id)
+        api.stop(message.response_id).catch(sayUnlessGone);
       return message.id;
     } catch (error) {
       say(error);
@@ -152,20 +179,15 @@ export class OpenConversation {
 
   /** Lets an answer that was cut off go on where it ended. */
   async continueAnswer(id: string, { models, settings }: Asking): Promise<void> {
-    try {
-      const asked = { ...answerOf(id, settings), model: models[0], continue: true as const };
-      const { message } = await api.addAnswer(this.id, asked);
-      batch(() => {
-        this.put(message);
-        this.head.value = message.id;
-      });
-      this.follow(message, true);
-    } catch (error) {
-      say(error);
-    }
+    const asked = { ...answerOf(id, settings), model: models[0], continue: true as const };
+    await this.once(id, async () => {
+      await this.begin(asked);
+    });
   }
 
+  /** What has not begun yet is stopped as soon as it does. */
   stop(): void {
+    for (const id of this.path.peek()) if (this.starting.peek().has(id)) this.stopped.add(id);
     for (const [, live] of this.running.peek()) api.stop(live.responseId).catch(sayUnlessGone);
   }
 
@@ -197,15 +219,19 @@ export class OpenConversation {
   }
 
   async change(change: ConversationPatch): Promise<void> {
+    this.show(change);
+    await api.changeConversation(this.id, change);
+    const onlyHead = Object.keys(change).every((key) => key === "head");
+    if (!onlyHead) listChanged();
+  }
+
+  show(change: ConversationPatch): void {
     batch(() => {
       if (change.system !== undefined) this.system.value = change.system;
       if (change.settings !== undefined) this.settings.value = change.settings;
       const { title, pinned, folder, tags, model } = { ...this.item.peek(), ...change };
       this.item.value = { ...this.item.peek(), title, pinned, folder, tags, model };
     });
-    await api.changeConversation(this.id, change);
-    const onlyHead = Object.keys(change).every((key) => key === "head");
-    if (!onlyHead) listChanged();
   }
 
   // --- the answers that are being made ------------------------------------------------------------
@@ -222,8 +248,8 @@ export class OpenConversation {
     this.tree.value = { tree };
   }
 
-  private follow(message: Message, isContinuation = false): void {
-    if (message.state !== "running" || !message.response_id) return;
+  private follow(message: Message): void {
+    if (this.closed || message.state !== "running" || !message.response_id) return;
     this.live.peek().get(message.id)?.leave();
     const live = new LiveAnswer(message.response_id, this.message(message.id), {
       onEnd: (end) => this.ended(message.id, end),
@@ -233,7 +259,7 @@ export class OpenConversation {
       },
     });
     this.live.value = new Map(this.live.peek()).set(message.id, live);
-    live.run(isContinuation);
+    live.run();
   }
 
   private ended(id: string, message: Message | null): void {
@@ -269,6 +295,7 @@ export class OpenConversation {
           this.ended(id, { ...this.message(id).peek(), state: "failed" });
           return;
         }
+        if (this.closed) return;
         offline.value = true;
         await new Promise((resolve) => setTimeout(resolve, wait));
       }

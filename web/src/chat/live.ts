@@ -33,8 +33,8 @@ export class LiveAnswer {
   readonly thinkingSince = signal<number | null>(null);
   readonly thinkingUntil = signal<number | null>(null);
   private readonly abort = new AbortController();
-  private thinking: string;
-  private text: string;
+  private thinking = "";
+  private text = "";
   private toolCalls: ToolCall[] = [];
   private scheduled = 0;
 
@@ -42,17 +42,9 @@ export class LiveAnswer {
     readonly responseId: string,
     private readonly message: Signal<Message>,
     private readonly outcome: Outcome,
-  ) {
-    // The events tell the answer from its beginning; a continued one keeps what it had before them.
-    this.thinking = message.peek().thinking;
-    this.text = message.peek().text;
-  }
+  ) {}
 
-  async run(isContinuation: boolean): Promise<void> {
-    if (!isContinuation) {
-      this.thinking = "";
-      this.text = "";
-    }
+  async run(): Promise<void> {
     let ended = false;
     try {
       await listen(
@@ -93,6 +85,11 @@ export class LiveAnswer {
       return;
     }
     switch (event.name) {
+      case "before": // what an answer had that is gone on with
+        this.thinking = String(data.thinking ?? "");
+        this.text = String(data.text ?? "");
+        this.toolCalls = Array.isArray(data.tool_calls) ? data.tool_calls : [];
+        break;
       case "thinking":
         this.thinkingSince.value ??= performance.now();
         this.thinking += String(data.text ?? "");
@@ -121,9 +118,9 @@ export class LiveAnswer {
       case "error": {
         this.unschedule();
         const error = data.error as { message?: string } | undefined;
-        const now = this.message.peek();
-        const shown = { ...now, thinking: this.thinking, text: this.text };
-        this.outcome.onEnd({ ...shown, state: "failed", error: error?.message ?? "" });
+        const shown = { ...this.message.peek(), thinking: this.thinking, text: this.text };
+        const kept = data.message as Message | null | undefined;
+        this.outcome.onEnd(kept ?? { ...shown, state: "failed", error: error?.message ?? "" });
       }
     }
   }

@@ -1,7 +1,7 @@
 // One message: a question (with its files, its edits) or an answer (with its thinking and its facts).
 
 import { useComputed } from "@preact/signals";
-import { useEffect, useLayoutEffect, useRef, useState } from "preact/hooks";
+import { useEffect, useLayoutEffect, useMemo, useRef, useState } from "preact/hooks";
 import type { Message } from "../api/types";
 import { language, number, t } from "../i18n";
 import { Markdown } from "../markdown/markdown";
@@ -9,9 +9,12 @@ import { modelNamed } from "../models";
 import { CopyButton } from "../ui/copy-button";
 import { IconButton } from "../ui/icon-button";
 import { Icon } from "../ui/icons";
+import { say } from "../ui/toasts";
 import type { OpenConversation } from "./conversation";
+import { keepDraft, keptDraft } from "./drafts";
 import { Facts } from "./facts";
 import { FileName } from "./file-chip";
+import type { LiveAnswer } from "./live";
 import { Thinking } from "./thinking";
 
 interface Props {
@@ -21,18 +24,18 @@ interface Props {
   near: boolean;
 }
 
-export function Question({ id, chat, near, onEdit }: Props & { onEdit: (text: string) => void }) {
+type Sends = (text: string) => Promise<void>;
+
+export function Question({ id, chat, near, onEdit }: Props & { onEdit: Sends }) {
   const message = chat.message(id).value;
   const [editing, edit] = useState(false);
   if (editing) {
     return (
       <Editor
         text={message.text}
-        onCancel={() => edit(false)}
-        onSend={(text) => {
-          edit(false);
-          onEdit(text);
-        }}
+        draft={`edit.${id}`}
+        onSend={onEdit}
+        onClose={() => edit(false)}
       />
     );
   }
@@ -77,23 +80,38 @@ function QuestionText({ text, near }: { text: string; near: boolean }) {
   );
 }
 
+/** Closes once the new wording is taken, or given up. */
 function Editor({
   text,
+  draft,
   onSend,
-  onCancel,
+  onClose,
 }: {
   text: string;
-  onSend: (text: string) => void;
-  onCancel: () => void;
+  draft: string;
+  onSend: Sends;
+  onClose: () => void;
 }) {
   const area = useRef<HTMLTextAreaElement>(null);
+  const sending = useRef(false);
+  const written = useMemo(() => keptDraft(draft) || text, []);
   useLayoutEffect(() => {
     area.current?.focus();
-    area.current?.setSelectionRange(text.length, text.length);
+    area.current?.setSelectionRange(written.length, written.length);
   }, []);
+  const close = () => {
+    keepDraft(draft, "");
+    onClose();
+  };
   const send = () => {
     const value = area.current?.value.trim();
-    if (value) onSend(value);
+    if (!value || sending.current) return;
+    sending.current = true;
+    onSend(value)
+      .then(close, say)
+      .finally(() => {
+        sending.current = false;
+      });
   };
   return (
     <form
@@ -107,15 +125,16 @@ function Editor({
         ref={area}
         class="input"
         aria-label={t("message.edit")}
-        defaultValue={text}
+        defaultValue={written}
         dir="auto"
-        rows={Math.min(12, text.split("\n").length + 1)}
+        rows={Math.min(12, written.split("\n").length + 1)}
+        onInput={(event) => keepDraft(draft, event.currentTarget.value)}
         onKeyDown={(event) => {
           if (event.isComposing) return;
           if (event.key === "Escape") {
             event.stopPropagation();
             event.preventDefault();
-            onCancel();
+            close();
           } else if (event.key === "Enter" && !event.shiftKey) {
             event.preventDefault();
             send();
@@ -124,7 +143,7 @@ function Editor({
       />
       <div class="row">
         <span class="hint">{t("message.edit_hint")}</span>
-        <button type="button" class="button quiet" onClick={onCancel}>
+        <button type="button" class="button quiet" onClick={close}>
           {t("action.cancel")}
         </button>
         <button type="submit" class="button primary">
@@ -207,8 +226,12 @@ function Plain({ text }: { text: string }) {
 
 /** Before the first token: reading the question, waiting for others, or loading the model. */
 function Waiting({ chat, id }: { chat: OpenConversation; id: string }) {
-  const live = chat.live.value.get(id);
-  const model = modelNamed(chat.message(id).value.model);
+  return <Waits live={chat.live.value.get(id)} model={chat.message(id).value.model} />;
+}
+
+/** live: once the answer has begun. */
+export function Waits({ live, model: name }: { live?: LiveAnswer; model?: string | null }) {
+  const model = modelNamed(name ?? null);
   const [late, setLate] = useState(false);
   useEffect(() => {
     const timer = setTimeout(() => setLate(true), 900);

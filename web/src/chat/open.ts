@@ -1,8 +1,8 @@
 // Which conversation is open, and how one is begun.
 
 import { signal } from "@preact/signals";
-import { ApiError, api } from "../api/client";
-import { changed } from "../conversations";
+import { ApiError, api, type ConversationPatch } from "../api/client";
+import { changed, changeItem } from "../conversations";
 import { t } from "../i18n";
 import { navigate } from "../router";
 import { asking, type Choices, forChat, forgetNewChat, forNewChat } from "./choices";
@@ -62,11 +62,22 @@ export async function begin(text: string, files: string[]): Promise<void> {
     settings: choices.settings.peek(),
   });
   const chat = new OpenConversation({ ...conversation, messages: conversation.messages ?? [] });
-  const wish = asking(choices);
+  try {
+    await chat.ask(null, text, files, asking(choices));
+  } catch (error) {
+    api.removeConversation(chat.id).catch(() => {}); // nothing was said in it
+    throw error;
+  }
   wanted = chat.id;
   opening.value = { state: "open", chat, choices: forChat(chat, choices.beside.peek()) };
   forgetNewChat();
   navigate(`/c/${chat.id}`);
   changed();
-  await chat.ask(null, text, files, wish);
+}
+
+/** From the list or its own head: both show it. */
+export function changeConversation(id: string, change: ConversationPatch): void {
+  const now = opening.peek();
+  if (now.state === "open" && now.chat.id === id) now.chat.show(change);
+  changeItem(id, change);
 }

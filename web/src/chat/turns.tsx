@@ -9,7 +9,7 @@ import { say } from "../ui/toasts";
 import { asking, type Choices } from "./choices";
 import { Columns, columnsOf } from "./columns";
 import type { OpenConversation } from "./conversation";
-import { Answer, Question } from "./message";
+import { Answer, Question, Waits } from "./message";
 
 interface TurnIds {
   question: string | null;
@@ -148,6 +148,7 @@ function Turn({ turn, chat, choices, last, near: nearAtFirst, fresh }: TurnProps
   const near = useNear(root, nearAtFirst);
   const { question, answers } = turn;
   const hasAnswer = answers.length > 0;
+  const begins = question !== null && chat.starting.value.has(question);
   const columns = question === null ? [] : columnsOf(chat, question, answers[0]);
   const regenerate = (id: string) => () => {
     const wish = asking(choices);
@@ -176,15 +177,9 @@ function Turn({ turn, chat, choices, last, near: nearAtFirst, fresh }: TurnProps
           chat={chat}
           near={near}
           onEdit={(text) => {
-            const message = chat.message(question).peek();
-            chat
-              .ask(
-                message.parent,
-                text,
-                message.files.map((file) => file.id),
-                asking(choices),
-              )
-              .catch(say);
+            const { parent, files } = chat.message(question).peek();
+            const ids = files.map((file) => file.id);
+            return chat.ask(parent, text, ids, asking(choices));
           }}
         />
       )}
@@ -211,7 +206,8 @@ function Turn({ turn, chat, choices, last, near: nearAtFirst, fresh }: TurnProps
           />
         ))
       )}
-      {question && !hasAnswer && last && (
+      {begins && !hasAnswer && <Waits model={choices.model.value} />}
+      {question && !hasAnswer && last && !begins && (
         <p class="ending">
           <span>{t("chat.unanswered")}</span>
           <button

@@ -2,35 +2,31 @@
 
 import { signal } from "@preact/signals";
 import { useRef } from "preact/hooks";
-import { api, type ConversationPatch } from "../api/client";
+import { api } from "../api/client";
 import type { ConversationItem } from "../api/types";
-import { changeItem, folders, remove, tags } from "../conversations";
+import { changeConversation } from "../chat/open";
+import { folders, remove, tags } from "../conversations";
 import { t } from "../i18n";
 import { Dialog } from "../ui/dialog";
 import type { MenuItem } from "../ui/menu";
-import { say } from "../ui/toasts";
-
-type Change = (change: ConversationPatch) => Promise<void>;
 
 interface Asked {
   kind: "rename" | "file";
   item: ConversationItem;
-  change: Change;
 }
 
 const asked = signal<Asked | null>(null);
 
-export function itemsFor(item: ConversationItem, changeHere?: Change): MenuItem[] {
-  const change: Change = (patch) => (changeHere ? changeHere(patch) : changeItem(item.id, patch));
+export function itemsFor(item: ConversationItem): MenuItem[] {
   const ask = (kind: Asked["kind"]) => () => {
-    asked.value = { kind, item, change };
+    asked.value = { kind, item };
   };
   return [
     { label: t("list.rename"), icon: "edit", run: ask("rename") },
     {
       label: item.pinned ? t("list.unpin") : t("list.pin"),
       icon: "pin",
-      run: () => change({ pinned: !item.pinned }).catch(say),
+      run: () => changeConversation(item.id, { pinned: !item.pinned }),
     },
     { label: t("list.organise"), icon: "folder", run: ask("file") },
     {
@@ -69,7 +65,7 @@ export function ConversationDialogs() {
   );
 }
 
-function Rename({ item, change, close }: Asked & { close: () => void }) {
+function Rename({ item, close }: Asked & { close: () => void }) {
   const field = useRef<HTMLInputElement>(null);
   return (
     <Dialog title={t("list.rename")} onClose={close}>
@@ -78,7 +74,7 @@ function Rename({ item, change, close }: Asked & { close: () => void }) {
         onSubmit={(event) => {
           event.preventDefault();
           const title = field.current?.value.trim();
-          if (title) change({ title }).catch(say);
+          if (title) changeConversation(item.id, { title });
           close();
         }}
       >
@@ -100,7 +96,7 @@ function Rename({ item, change, close }: Asked & { close: () => void }) {
   );
 }
 
-function Organise({ item, change, close }: Asked & { close: () => void }) {
+function Organise({ item, close }: Asked & { close: () => void }) {
   const folder = useRef<HTMLInputElement>(null);
   const labels = useRef<HTMLInputElement>(null);
   return (
@@ -110,10 +106,10 @@ function Organise({ item, change, close }: Asked & { close: () => void }) {
         onSubmit={(event) => {
           event.preventDefault();
           const names = (labels.current?.value ?? "").split(",").map((tag) => tag.trim());
-          change({
+          changeConversation(item.id, {
             folder: folder.current?.value.trim() || null,
             tags: [...new Set(names.filter(Boolean))],
-          }).catch(say);
+          });
           close();
         }}
       >
