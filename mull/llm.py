@@ -322,6 +322,7 @@ class LLM:
             detect_loops=detect_loops,
             tools_offered=bool(offered),
             prompt_logprobs=prompt_logprobs,
+            is_raw=raw,
             may_think=self.template.thinks and thinking != "off" and not starts_in_thinking,
         )
         return request, form

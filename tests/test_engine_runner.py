@@ -93,6 +93,23 @@ def test_callers_in_many_threads_get_what_they_would_get_alone(runner, model, to
     assert found == {s: generate(engine, [seeded(s)])[0].token_ids for s in range(8)}
 
 
+def test_a_long_answer_does_not_hold_up_the_others_of_a_batch(model, tokenizer):
+    engine = make_engine(model, tokenizer, max_running=2, max_queue=1)
+    taken: list[int] = []
+
+    def requests() -> Iterator[Request]:
+        yield endless()
+        for seed in range(1, 8):
+            taken.append(engine.counters.steps)
+            yield seeded(seed, 2)
+
+    with EngineRunner(engine) as runner:
+        made = runner.run(requests())
+    lengths = [len(output.token_ids) for (output,) in made]
+    assert lengths == [2000, *[2] * 7]
+    assert max(taken) < 2000  # all while the long one went on
+
+
 def test_async_streams_share_the_engine(runner, model, tokenizer):
     async def one(seed: int) -> list[int]:
         stream = runner.submit_async(seeded(seed))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hmac
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -74,6 +75,22 @@ def test_a_key_opens_and_anything_else_does_not(database: Database, url: str) ->
     refused = ask(url, None)
     assert refused.status_code == 401
     assert refused.json()["error"]["type"] == "authentication_error"
+
+
+def test_a_large_body_is_read_only_from_who_has_a_key(database: Database, url: str) -> None:
+    host = httpx2.URL(url)
+
+    def answer_to(key: str, sent: int) -> bytes:
+        head = f"POST /api/files HTTP/1.1\r\nHost: {host.netloc.decode()}\r\n{key}"
+        head += "Content-Type: text/plain\r\nContent-Length: 200000\r\n\r\n"
+        with socket.create_connection((host.host, host.port), timeout=60) as connection:
+            connection.sendall(head.encode() + b"x" * sent)
+            return connection.recv(100)
+
+    for key in ("", "x-api-key: mull-wrong\r\n", "Cookie: mull_session=wrong\r\n"):
+        assert b" 401 " in answer_to(key, 100_000)  # though half of it is not there yet
+    secret = new_key(database, "large")
+    assert b" 401 " not in answer_to(f"x-api-key: {secret}\r\n", 200_000)
 
 
 def test_an_expired_key_is_refused(database: Database, url: str) -> None:

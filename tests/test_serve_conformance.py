@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import socket
+import time
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import anthropic
@@ -15,6 +17,7 @@ from wire_server import (
     THINKING,
     endless_model,
     running_server,
+    serving,
     sse_events,
     thinking_model,
 )
@@ -176,6 +179,19 @@ def test_a_chat_tool_loop_with_its_thinking_passed_back(client, streamed):
     assert final.usage.prompt_tokens > without.usage.prompt_tokens
 
 
+def test_calls_of_two_answers_never_have_one_id(client, monkeypatch):
+    letters = "A" * 23
+    ids: set[str] = set()
+    for end in ("-", "-B", "B-", "_"):
+        monkeypatch.setattr("secrets.token_urlsafe", lambda _, end=end: letters + end)
+        said = client.chat.completions.create(
+            model="thinker", messages=ASK, tools=CHAT_TOOLS, tool_choice="required"
+        )
+        ids |= {call.id for call in said.choices[0].message.tool_calls}
+    assert len(ids) >= 4
+    assert all(letters in id for id in ids)
+
+
 def test_errors_of_chat_are_the_clients_own_exceptions(client):
     with pytest.raises(openai.NotFoundError, match="no model"):
         client.chat.completions.create(model="nothing-like-it", messages=ASK)
@@ -281,6 +297,17 @@ def test_a_streamed_completion_says_the_same(client):
         assert "".join(said) == whole.choices[i].text
 
 
+def test_a_completion_leaves_out_no_tag_of_the_model(url, client):
+    asked = {"model": "thinker", "prompt": "\n", "max_tokens": 200, "temperature": 0}
+    choice = client.completions.create(**asked, logprobs=0).choices[0]
+    assert f"{THINKING}\n</think>\n\n{ANSWER}" in choice.text
+    assert choice.finish_reason == "stop"
+    assert "".join(choice.logprobs.tokens).startswith(choice.text)
+    several = client.completions.create(**asked | {"prompt": ["\n", "a"]}).usage
+    cached = several.prompt_cache_hit_tokens + several.prompt_cache_miss_tokens
+    assert cached == several.prompt_tokens
+
+
 def test_several_prompts_are_answered_in_order(client):
     done = client.completions.create(
         model="thinker", prompt=["one", "two"], n=2, echo=True, max_tokens=3
@@ -377,6 +404,56 @@ def test_a_response_in_the_background_is_followed_and_read_again(client):
     assert events[0].sequence_number == 2
     assert events[-1].type == "response.completed"
     assert client.responses.retrieve(started.id).status == "completed"
+
+
+def test_items_are_named_instead_of_sent_again(client):
+    said = client.responses.create(model="thinker", input="One?")
+    for number in range(3):
+        named = [{"type": "item_reference", "id": item.id} for item in said.output]
+        asked = [{"role": "user", "content": "One?"}, *named, {"role": "user", "content": "Two?"}]
+        counted = client.responses.input_tokens.count(model="thinker", input=asked)
+        assert counted.input_tokens > said.usage.input_tokens + 5, number
+        said = client.responses.create(model="thinker", input="One?")
+    unknown = [{"type": "item_reference", "id": said.output[0].id + "9"}]
+    with pytest.raises(openai.BadRequestError):
+        client.responses.create(model="thinker", input=unknown)
+
+
+def test_what_a_response_came_to_outlives_its_events(tmp_path):
+    with running_server(thinking_model(tmp_path), keep_minutes=1e-6) as url:
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        first = client.responses.create(model="thinker", input="One?")
+        client.responses.create(model="thinker", input="Two?")
+        assert client.responses.retrieve(first.id).output == first.output
+        with pytest.raises(openai.BadRequestError, match="events of response"):
+            list(client.responses.retrieve(first.id, stream=True))
+        assert client.responses.cancel(first.id).status == "completed"
+        more = client.responses.create(
+            model="thinker", input="Three?", previous_response_id=first.id
+        )
+        assert more.usage.input_tokens > first.usage.input_tokens + 10
+
+
+@pytest.mark.parametrize("streams", [False, True])
+def test_a_response_ends_with_its_client_unless_it_is_in_the_background(tmp_path, streams):
+    with serving(endless_model(tmp_path, context=65536)) as running:
+        body = {"input": "One?", "max_output_tokens": 60_000, "stream": streams}
+        answers = running.server.parts.answers
+        host = httpx2.URL(running.url)
+        with socket.create_connection((host.host, host.port), timeout=60) as connection:
+            sent = json.dumps(body).encode()
+            head = f"POST /v1/responses HTTP/1.1\r\nHost: {host.netloc.decode()}\r\n"
+            head += f"Content-Type: application/json\r\nContent-Length: {len(sent)}\r\n\r\n"
+            connection.sendall(head.encode() + sent)
+            until(lambda: answers.running)
+        until(lambda: not answers.running)
+
+
+def until(true: Callable[[], Any]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline, "it did not come true"
+        time.sleep(0.01)
 
 
 def test_a_running_response_is_cancelled(tmp_path):

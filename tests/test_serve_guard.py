@@ -256,6 +256,24 @@ def test_bodies_are_bounded_whatever_they_say_of_themselves(url: str) -> None:
         assert status_of(raw(url, "\r\n".join([*head, "", ""]).encode())) in (400, 413)
 
 
+def test_all_bodies_under_way_are_bounded_together(tmp_path: Path) -> None:
+    with serving(plain_model(tmp_path), max_bodies_bytes=300_000) as running:
+        parts = urlsplit(running.url)
+        head = f"POST /api/files HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Length: 250000\r\n\r\n"
+        file = {"file": ("a.txt", b"word " * 30_000)}
+        deadline = time.monotonic() + 60
+        is_refused = False
+        while not is_refused:  # or the slow one has come later, and was refused itself
+            assert time.monotonic() < deadline
+            with socket.create_connection((parts.hostname, parts.port), timeout=60) as slow:
+                slow.sendall(head.encode() + b"x" * 200_000)
+                answer = httpx2.post(f"{running.url}/api/files", files=file)
+            is_refused = answer.status_code == 503
+        assert answer.headers["retry-after"] == "5"
+        while not httpx2.post(f"{running.url}/api/files", files=file).is_success:
+            assert time.monotonic() < deadline
+
+
 @pytest.mark.parametrize(
     "body",
     [

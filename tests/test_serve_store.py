@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -242,6 +244,33 @@ def test_an_export_that_is_imported_is_the_same_again(api: Api) -> None:
     again = imported(api, "mull.json", everything)
     assert again["conversations"] == 0
     assert "already" in again["skipped"][0]["reason"]
+
+
+def test_all_that_was_exported_can_be_imported_whole_or_zipped(api: Api) -> None:
+    asked = api.say(api.chat(title="long"), "word " * 10)
+    document = api("GET", "/export")
+    (message,) = document["conversations"][0]["messages"]
+    assert message["text"] == asked["text"]
+    documents = [document]
+    for number in range(9):  # beyond what a single file or request may have
+        more = json.loads(json.dumps(document))
+        more["conversations"][0]["id"] = f"other{number}"
+        more["conversations"][0]["messages"][0]["text"] = "hill " * 800_000
+        documents.append(more)
+    whole = {
+        **document,
+        "conversations": [chat for each in documents for chat in each["conversations"]],
+    }
+    everything = json.dumps(whole).encode()
+    assert len(everything) > 33 * 2**20
+    api("DELETE", "/conversations")
+    assert imported(api, "mull.json", everything)["conversations"] == 10
+    api("DELETE", "/conversations")
+    zipped = io.BytesIO()
+    with zipfile.ZipFile(zipped, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("backup/mull.json", json.dumps(document))
+        archive.writestr("backup/notes.txt", "not of it")
+    assert imported(api, "mull.zip", zipped.getvalue())["conversations"] == 1
 
 
 def test_markdown_has_the_branch_that_is_shown(api: Api) -> None:

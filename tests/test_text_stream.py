@@ -225,6 +225,46 @@ def test_the_decoder_gives_what_decoding_at_once_gives(
             assert got == tokenizer.decode(ids, skip_special=True)
 
 
+def test_a_space_first_is_kept_where_a_text_goes_on() -> None:
+    tokenizer = Tokenizer.from_gguf(
+        {
+            "tokenizer.ggml.model": "llama",
+            "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", "▁Paris", "▁is"],
+            "tokenizer.ggml.token_type": [2, 3, 3, 1, 1],
+            "tokenizer.ggml.scores": [0.0, 0.0, 0.0, -1.0, -2.0],
+        }
+    )
+    assert tokenizer.strips_leading_space
+    for goes_on, text in ((False, "Paris is"), (True, " Paris is")):
+        parser = StreamParser(tokenizer, goes_on=goes_on)
+        assert text_of(parse(parser, [3, 4]), "answer") == text
+
+
+def test_raw_text_has_every_tag_in_it(deepseek: Tokenizer, smollm2: Tokenizer) -> None:
+    said = "a <think>b</think>\n\nc <tool_call>d</tool_call>"
+    for tokenizer in (deepseek, smollm2):
+        template = ChatTemplate.for_tokenizer(tokenizer)
+        ids = tokenizer.encode(said, allow_special=True)
+        parser = StreamParser(tokenizer, template=template, is_raw=True)
+        (piece,) = merged(parse(parser, ids))
+        assert (piece.kind, piece.text) == ("answer", said)
+
+
+def test_white_space_in_a_call_takes_no_time(deepseek: Tokenizer) -> None:
+    """Ten thousand spaces once took half an hour, with the engine's thread held."""
+    syntax = tool_syntax("deepseek")
+    assert syntax is not None
+    for tail in ("x", "", "```"):
+        arguments = json.dumps({"a": " " * 10_000 + tail})
+        written = (
+            "<｜tool▁call▁begin｜>function<｜tool▁sep｜>f\n```json\n"
+            + arguments + "\n```<｜tool▁call▁end｜>"
+        )  # fmt: skip
+        ((name, read),) = syntax.read(written)
+        assert (name, json.loads(read)) == ("f", json.loads(arguments))
+        assert syntax.read(written.replace('"}', '"')) == []
+
+
 def test_r1_tool_calls(deepseek: Tokenizer) -> None:
     template = ChatTemplate.for_tokenizer(deepseek)
     second = R1_CALL.replace("<｜tool▁calls▁begin｜>", "").replace('"a": 1', '"a": "둘"')

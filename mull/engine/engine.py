@@ -184,6 +184,8 @@ class Engine:
                 template=self.template,
                 starts_in_thinking=request.starts_in_thinking,
                 tools_offered=request.tools_offered,
+                is_raw=request.is_raw,
+                goes_on=not self.tokenizer.is_control(request.prompt_ids[-1]),
             )
             self._answers.replies[seq] = Reply(
                 seq,

@@ -57,7 +57,7 @@ class SamplingParams:
         _check_float("top_p", self.top_p, 0.0, 1.0, above_low=True)
         _check_int("top_k", self.top_k, 0, MAX_COUNT)
         _check_float("min_p", self.min_p, 0.0, 1.0)
-        _check_float("repetition_penalty", self.repetition_penalty, 0.0, 10.0, above_low=True)
+        _check_float("repetition_penalty", self.repetition_penalty, 0.01, 10.0)
         _check_float("presence_penalty", self.presence_penalty, -2.0, 2.0)
         _check_float("frequency_penalty", self.frequency_penalty, -2.0, 2.0)
         if self.logprobs is not None:
@@ -110,6 +110,7 @@ class Request:
     may_think: the model may open a thinking itself, before what the grammar asks for.
     prompt_logprobs: as SamplingParams.logprobs, of the prompt's own tokens; such a prompt is
     computed whole, whatever of it the cache holds.
+    is_raw: the text is wanted as it is: no tag in it means anything.
     streams: text is wanted as it is said. Without, all of it may come at the end, where nothing
     (a budget, a stop string, a grammar) needs it before.
     """
@@ -125,6 +126,7 @@ class Request:
     grammar: Grammar | None = None
     may_think: bool = False
     prompt_logprobs: int | None = None
+    is_raw: bool = False
     streams: bool = True
 
     def __post_init__(self) -> None:

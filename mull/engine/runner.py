@@ -25,6 +25,7 @@ from mull.engine.request import Event, Output, Request
 from mull.errors import MullError, QueueFullError, RequestError
 
 Item = Event | MullError
+_FULL_QUEUE_S = 0.02  # until another look whether it has room
 
 
 class _Loop:
@@ -168,11 +169,8 @@ class EngineRunner:
                     except QueueFullError:
                         if not (streams or results):
                             raise
-                    if streams:
-                        results.append(streams.popleft().result())
-                    else:
-                        # Others fill the queue; what is done already is worth a wait.
-                        time.sleep(0.02)
+                    # Not for the oldest's end, which may be long after all others'.
+                    time.sleep(_FULL_QUEUE_S)
             while streams:
                 results.append(streams.popleft().result())
         finally:

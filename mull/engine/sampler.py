@@ -199,6 +199,8 @@ def _penalise(logits_BV: Tensor, seqs: Rows[Sequence], drafted: Rows[Rows[int]])
             rows.extend([row] * len(seen))
             tokens.extend(seen.keys())
             counts.extend(seen.values())
+    if not tokens:
+        return
     device = logits_BV.device
     # A prompt may hold ids of the head's padding, which is never sampled and has no logit here.
     live_P = torch.tensor(tokens, device=device) < logits_BV.shape[1]

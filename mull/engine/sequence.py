@@ -51,9 +51,10 @@ class Sequence:
             )
         self.is_plain = request.sampling.is_plain and self.constraint is None
         self._speculate = request.speculate
-        # Occurrences in the answer of every token seen; 0 for those of the prompt alone.
+        # Occurrences in the answer of every token seen; 0 for those of the prompt alone, which
+        # only a repetition penalty asks for.
         self.seen: dict[int, int] = {}
-        if self.sampling.has_penalties:
+        if self.sampling.repetition_penalty != 1.0:
             self.seen = dict.fromkeys(self.token_ids, 0)
 
     def __len__(self) -> int:

@@ -39,9 +39,10 @@ class Piece:
 class RunningAnswer:
     """One request under way. Everything here happens in the server's asyncio loop.
 
-    samples: how many answers it makes (`n`). form: what the wire format wants to remember of the
-    request. before: the message that it goes on with, if it does. result: what `on_end` returned,
-    there before the last piece is.
+    Once it has ended it holds nothing of its model but the tokenizer: it may be read long after the
+    model was unloaded. samples: how many answers it makes (`n`). form: what the wire format wants
+    to remember of the request. before: the message that it goes on with, if it does. result: what
+    `on_end` returned, there before the last piece is.
     """
 
     def __init__(
@@ -57,8 +58,8 @@ class RunningAnswer:
     ) -> None:
         self.id = id
         self.owner = owner
-        self.llm = llm
         self.model = llm.name
+        self.tokenizer = llm.tokenizer
         self.samples = samples
         self.prompt_ids = prompt_ids
         self.is_kept = keep
@@ -77,7 +78,7 @@ class RunningAnswer:
         self._texts: dict[str, list[str]] = {"thinking": [], "answer": []}
         self.tool_calls: list[ToolCall] = []
         self.token_ids: list[int] = []
-        self._stream = stream
+        self._stream: AsyncRequestStream | None = stream
         self._listeners: set[asyncio.Event] = set()
 
     @property
@@ -101,7 +102,7 @@ class RunningAnswer:
     @property
     def queue_position(self) -> int | None:
         """1 for who is served next, 0 once being served; None where it is not known yet."""
-        return self._stream.queue_position
+        return None if self._stream is None else self._stream.queue_position
 
     async def events(self, after: int = 0, *, keep_alive: float) -> AsyncIterator[Piece | None]:
         """Every piece with a number above `after`; None when there was none for so many seconds."""
@@ -137,13 +138,14 @@ class RunningAnswer:
 
     def stop(self, by: Stopper = "owner") -> None:
         """End it with what there is; its memory in the cache is free before the next step."""
-        if not self.is_finished:
+        if self._stream is not None:
             self.stopped_by = self.stopped_by or by
             self._stream.cancel()
 
     def answer_now(self) -> None:
         """Close the thinking and go on to the answer."""
-        self._stream.answer_now()
+        if self._stream is not None:
+            self._stream.answer_now()
 
     def take(self, event: Event) -> None:
         if event.output is not None:
@@ -167,6 +169,7 @@ class RunningAnswer:
     def finish(self, *, event: Event | None = None, error: ApiError | None = None) -> None:
         self.ended = time.time()
         self.error = error
+        self._stream = None
         self._append(Piece(len(self.pieces) + 1, event, error, last=True))
 
     def _append(self, piece: Piece) -> None:

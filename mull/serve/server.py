@@ -73,6 +73,8 @@ class Server(uvicorn.Server):
         if self.failure is None:
             note("shutting down", running=len(answers.running), waits_s=seconds)
         self._do(answers.close(seconds))
+        if (pulls := getattr(self.app.state, "pulls", None)) is not None:
+            self._do(pulls.close())  # whose followers would be waited for
         self._do(self._hurry())
         await super().shutdown(sockets)
         for chore in list(self._chores):

@@ -20,9 +20,10 @@ class Settings:
     """model: what is served where a request names none: a name in the store, or a path.
 
     hosts: further names the server may be called by (Host header), beside its address.
-    Limits: max_body_bytes of a request, max_nesting of its JSON, max_queue requests that wait for a
-    model, memory_limit bytes for all models together, idle_minutes until a model nobody uses is
-    unloaded, keep_minutes that a finished answer can still be read by its id.
+    Limits: max_body_bytes of a request (max_upload_bytes and max_import_bytes, where it is a file
+    or an import), max_bodies_bytes of all under way, max_nesting of a request's JSON, max_queue
+    requests that wait for a model, memory_limit bytes for all models together, idle_minutes until a
+    model nobody uses is unloaded, keep_minutes that a finished answer can still be read by its id.
     strict_reasoning: refuse `reasoning_content` in a request, as the first deepseek-reasoner did.
     database_url: where conversations are kept; None is a file in MULL_HOME.
     watts and usd_per_kwh: what an answer's electricity is priced with; None for unknown.
@@ -46,6 +47,8 @@ class Settings:
     max_queue: int = 256
     max_body_bytes: int = 8 * 2**20
     max_upload_bytes: int = 32 * 2**20
+    max_import_bytes: int = 100 * 2**20
+    max_bodies_bytes: int = 256 * 2**20
     max_nesting: int = 64
     max_connections: int = 512
     header_seconds: float = 10.0

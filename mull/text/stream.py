@@ -33,10 +33,11 @@ class StreamDecoder:
     Bytes that can never become a character turn into U+FFFD; control tokens have no text.
     """
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer, *, goes_on: bool = False) -> None:
+        """goes_on: the ids come after a text, so that a space before them is its own."""
         self._tokenizer = tokenizer
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
-        self._strip = tokenizer.strips_leading_space
+        self._strip = tokenizer.strips_leading_space and not goes_on
 
     def push(self, token: int) -> str:
         if self._tokenizer.is_control(token):
@@ -63,7 +64,8 @@ class StreamParser:
     """Splits one answer's token ids into pieces; any chunking gives the same concatenation.
 
     `template` tells the tags and how tool calls are written; `tools_offered` allows calls that
-    are told apart from text by their look alone.
+    are told apart from text by their look alone. `is_raw`: nothing is a tag, all is answer.
+    `goes_on`: as StreamDecoder's.
     """
 
     def __init__(
@@ -73,15 +75,18 @@ class StreamParser:
         starts_in_thinking: bool = False,
         template: ChatTemplate | None = None,
         tools_offered: bool = False,
+        is_raw: bool = False,
+        goes_on: bool = False,
     ) -> None:
         self._tokenizer = tokenizer
-        self._decoder = StreamDecoder(tokenizer)
+        self._decoder = StreamDecoder(tokenizer, goes_on=goes_on)
         self._open = template.think_open if template else "<think>"
         self._close = template.think_close if template else "</think>"
-        syntax = tool_syntax(template.tool_format if template else None)
+        syntax = tool_syntax(template.tool_format if template and not is_raw else None)
         self._syntax = syntax
         self._tools_offered = tools_offered
-        tags = {self._open, self._close, *(syntax.tags if syntax else ())}
+        thinking_tags = () if is_raw else (self._open, self._close)
+        tags = {*thinking_tags, *(syntax.tags if syntax else ())}
         ids = tokenizer.special_ids
         self._tag_of_id = {ids[t]: t for t in tags if t in ids}
         self._text_tags = [t for t in tags if t not in ids]

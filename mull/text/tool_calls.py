@@ -95,7 +95,7 @@ def _read_hermes(written: str) -> Calls:
     return [call] if call else []
 
 
-_FENCED = re.compile(r"\s*([^\s`]+)\s*```(?:json)?\s*(.*?)\s*(?:```)?\s*", re.DOTALL)
+_FENCE = re.compile(r"\s*([^\s`]+)\s*```(?:json)?(.*)", re.DOTALL)
 
 
 def _read_deepseek(written: str) -> Calls:
@@ -104,8 +104,9 @@ def _read_deepseek(written: str) -> Calls:
     before, sep, after = inner.partition("<｜tool▁sep｜>")
     if not sep:
         return []
-    fenced = _FENCED.fullmatch(after)
-    name, arguments = fenced.groups() if fenced else (before.strip(), after.strip())
+    fenced = _FENCE.fullmatch(after)
+    name, arguments = fenced.groups() if fenced else (before.strip(), after)
+    arguments = arguments.strip().removesuffix("```" if fenced else "").strip()
     call = _call_in({"name": name, "arguments": arguments})
     return [call] if call else []
 

@@ -43,19 +43,24 @@ class Gate:
         self._bookings: set[asyncio.Task[None]] = set()
 
     async def owner_of(self, request: Request) -> Owner:
-        """By key (Authorization, or x-api-key as Anthropic's clients say it) or login cookie."""
+        """Who asks, once more of as many requests a minute as the key has."""
+        key, has_cookie = await self.key_in(request)
+        if not has_cookie and key.rate_per_minute is not None:
+            self._rates.take(key.id, key.rate_per_minute)
+        return _owner(key, has_cookie=has_cookie)
+
+    async def key_in(self, request: Request) -> tuple[Key, bool]:
+        """A request's key (Authorization, or x-api-key as Anthropic's clients say it), or that of
+        its login cookie, and whether it is this; ApiError 401 or 429."""
         secret = secret_in(request.headers)
         if secret is not None:
-            key = await self.key_of(secret, address_of(request))
-            if key.rate_per_minute is not None:
-                self._rates.take(key.id, key.rate_per_minute)
-            return _owner(key, has_cookie=False)
+            return await self.key_of(secret, address_of(request)), False
         cookie = request.cookies.get(COOKIE)
         if cookie is not None and len(cookie) <= _MAX_SECRET:
             login = await asyncio.to_thread(self._find_login, cookie)
             if login is not None and not login.is_expired:
                 self._known[login.id] = login
-                return _owner(login, has_cookie=True)
+                return login, True
         raise ApiError(
             401,
             "a key is needed: give it as `Authorization: Bearer mull-...`, or log in on the page",

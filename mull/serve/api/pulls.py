@@ -25,6 +25,7 @@ class Pulls:
         self._pull = pull
         self._cancelled: dict[str, threading.Event] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._is_closing = False
 
     def start(self, name: str) -> dict[str, Any]:
         """Begin; the state of one that is running already. ApiError 400 for what is no name."""
@@ -62,11 +63,12 @@ class Pulls:
             elif time.monotonic() - quiet > keep_alive:
                 quiet = time.monotonic()
                 yield None
-            if state["state"] != "running":
+            if state["state"] != "running" or self._is_closing:
                 return
             await asyncio.sleep(_TELL_SECONDS)
 
     async def close(self) -> None:
+        self._is_closing = True
         for event in self._cancelled.values():
             event.set()
         if self._tasks:

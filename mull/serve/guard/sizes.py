@@ -10,13 +10,16 @@ import asyncio
 import re
 
 from starlette.datastructures import Headers
+from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mull.serve.errors import ApiError, error_response
 from mull.serve.settings import Settings
 
-# Routes that take files, which are checked as they are read.
-UPLOADS = ("/api/files", "/api/import")
+# Routes that take files, which are checked as they are read; their limits, among the settings.
+UPLOADS = {"/api/files": "max_upload_bytes", "/api/import": "max_import_bytes"}
+# Where accounts are on, more of a body is read only from who has a key.
+_FROM_ANYBODY = 64 * 1024
 # Brackets and commas outside of strings: every value costs Python some hundred bytes.
 MAX_VALUES = 500_000
 _IN_A_THREAD = 100_000
@@ -28,16 +31,26 @@ class BodyGuard:
     def __init__(self, app: ASGIApp, settings: Settings) -> None:
         self.app = app
         self.settings = settings
+        self._held = 0  # bytes of all bodies under way
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "DELETE", "OPTIONS"):
             await self.app(scope, receive, send)
             return
-        is_upload = scope["path"].rstrip("/") in UPLOADS
-        limit = self.settings.max_upload_bytes if is_upload else self.settings.max_body_bytes
+        pieces: list[bytes] = []
+        try:
+            await self._guarded(scope, receive, send, pieces)
+        finally:
+            self._held -= sum(map(len, pieces))
+
+    async def _guarded(
+        self, scope: Scope, receive: Receive, send: Send, pieces: list[bytes]
+    ) -> None:
+        named = UPLOADS.get(scope["path"].rstrip("/"))
+        limit = getattr(self.settings, named or "max_body_bytes")
         try:
             async with asyncio.timeout(self.settings.body_seconds):
-                body = await self._read(scope, receive, limit)
+                is_whole = await self._read(scope, receive, limit, pieces)
         except TimeoutError:
             seconds = self.settings.body_seconds
             error = ApiError(408, f"the request's body took longer than {seconds:g} seconds")
@@ -46,33 +59,42 @@ class BodyGuard:
         except ApiError as error:
             await _refuse(error, scope, receive, send)
             return
-        if body is None:
+        if not is_whole:
             return  # the client has left
-        if not is_upload:
+        body = b"".join(pieces)
+        pieces[:] = [body]
+        if named is None:
             complaint = await self._complaint(body)
             if complaint is not None:
                 await _refuse(complaint, scope, receive, send)
                 return
         await self.app(scope, _replay(body, receive), send)
 
-    async def _read(self, scope: Scope, receive: Receive, limit: int) -> bytes | None:
+    async def _read(self, scope: Scope, receive: Receive, limit: int, pieces: list[bytes]) -> bool:
+        """False where the client leaves before the end."""
         stated = Headers(scope=scope).get("content-length", "")
         too_large = ApiError(413, f"the request's body may have {limit:,} bytes at most")
         if stated.isdecimal() and (len(stated) > 15 or int(stated) > limit):
             raise too_large
-        pieces: list[bytes] = []
+        is_known = not self.settings.accounts
         size = 0
         while True:
             message = await receive()
             if message["type"] == "http.disconnect":
-                return None
+                return False
             piece = message.get("body", b"")
             size += len(piece)
             if size > limit:
                 raise too_large
+            if size > _FROM_ANYBODY and not is_known:
+                await scope["app"].state.gate.key_in(Request(scope))
+                is_known = True
+            self._held += len(piece)
             pieces.append(piece)
+            if self._held > self.settings.max_bodies_bytes:
+                raise ApiError(503, "too much is being sent at once: try again", retry_after=5)
             if not message.get("more_body", False):
-                return b"".join(pieces)
+                return True
 
     async def _complaint(self, body: bytes) -> ApiError | None:
         deepest = self.settings.max_nesting

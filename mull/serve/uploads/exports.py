@@ -93,15 +93,21 @@ def _documents(path: Path) -> Iterator[tuple[str, bytes]]:
                 if len(members) > MAX_MEMBERS:
                     raise RequestError(f"the zip holds {len(members):,} files: too many")
                 left = MAX_JSON_BYTES
-                for member in members:
-                    name = member.filename.rpartition("/")[2]
-                    if name.startswith("conversations") and name.endswith(".json"):
-                        with archive.open(member) as inside:
-                            raw = _bounded(inside, left)  # type: ignore[arg-type]
-                        left -= len(raw)
-                        yield name[:100], raw
+                for name, member in _wanted(members):
+                    with archive.open(member) as inside:
+                        raw = _bounded(inside, left)  # type: ignore[arg-type]
+                    left -= len(raw)
+                    yield name[:100], raw
         except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError) as error:
             raise RequestError(f"the zip is damaged or locked ({type(error).__name__})") from None
+
+
+def _wanted(members: list[zipfile.ZipInfo]) -> list[tuple[str, zipfile.ZipInfo]]:
+    """The conversations of ChatGPT's and DeepSeek's zips, which hold other JSON too; else all JSON:
+    somebody has zipped mull's own."""
+    named = [(member.filename.rpartition("/")[2], member) for member in members]
+    found = [(name, member) for name, member in named if name.endswith(".json")]
+    return [each for each in found if each[0].startswith("conversations")] or found
 
 
 def _bounded(file: BinaryIO, most: int) -> bytes:

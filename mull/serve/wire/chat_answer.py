@@ -96,7 +96,7 @@ class _ChunkWriter:
         chunk = self._chunk(event.index, delta, finish)
         if self.form.logprobs:
             name = "reasoning_content" if event.kind == "thinking" else "content"
-            listed = logprob_entries(event.logprobs, self.answer.llm.tokenizer)
+            listed = logprob_entries(event.logprobs, self.answer.tokenizer)
             chunk["choices"][0]["logprobs"] = {name: listed} if listed else None
         return [*chunks, chunk]
 
@@ -145,7 +145,7 @@ def _choice(answer: RunningAnswer, output: Output) -> dict[str, Any]:
 
 def tool_call(answer: RunningAnswer, index: int, number: int, call: ToolCall) -> dict[str, Any]:
     """Its id follows from the answer's, so that a resumed stream names it alike."""
-    secret = answer.id.rpartition("-")[2]
+    secret = answer.id.partition("-")[2]  # which may hold dashes itself
     return {
         "id": f"call_{secret}_{index}_{number}",
         "type": "function",
@@ -154,7 +154,7 @@ def tool_call(answer: RunningAnswer, index: int, number: int, call: ToolCall) ->
 
 
 def _all_logprobs(answer: RunningAnswer, index: int) -> dict[str, Any]:
-    tokenizer = answer.llm.tokenizer
+    tokenizer = answer.tokenizer
     listed: dict[str, list[dict[str, Any]]] = {"content": [], "reasoning_content": []}
     for piece in answer.pieces:
         if piece.event is not None and piece.event.index == index:

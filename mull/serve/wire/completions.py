@@ -128,14 +128,23 @@ def _completion(answers: list[RunningAnswer]) -> dict[str, Any]:
             _choice(answer, index, len(choices) + index) for index in sorted(answer.outputs)
         ]
     counted = [usage([a.outputs[i] for i in sorted(a.outputs)]) for a in answers]
-    for name in ("prompt_tokens", "completion_tokens", "total_tokens"):
-        counted[0][name] = sum(each[name] for each in counted)
-    return {**_head(answers[0]), "choices": choices, "usage": counted[0]}
+    return {**_head(answers[0]), "choices": choices, "usage": _sums(counted)}
+
+
+def _sums(counted: list[dict[str, Any]]) -> dict[str, Any]:
+    """Number by number, those within numbers' groups as well."""
+    first = counted[0]
+    return {
+        name: _sums([each[name] for each in counted])
+        if isinstance(value, dict)
+        else sum(each[name] for each in counted)
+        for name, value in first.items()
+    }
 
 
 def _choice(answer: RunningAnswer, index: int, number: int) -> dict[str, Any]:
     asked: CompletionRequest = answer.form
-    output, tokenizer = answer.outputs[index], answer.llm.tokenizer
+    output, tokenizer = answer.outputs[index], answer.tokenizer
     said = [p.event for p in answer.pieces if p.event is not None and p.event.index == index]
     text = "" if asked.max_tokens == 0 else "".join(map(_text, said))
     listed = [] if asked.max_tokens == 0 else list(output.logprobs or [])
@@ -145,14 +154,16 @@ def _choice(answer: RunningAnswer, index: int, number: int) -> dict[str, Any]:
     return {
         "index": number,
         "text": text,
-        "logprobs": None if asked.logprobs is None else _logprobs(listed, tokenizer),
+        "logprobs": None
+        if asked.logprobs is None
+        else _logprobs(listed, tokenizer, goes_on=not asked.echo),
         "finish_reason": finish_reason(answer, output),
     }
 
 
 async def _chunks(answer: RunningAnswer, *, keep_alive: float) -> AsyncIterator[bytes]:
     asked: CompletionRequest = answer.form
-    tokenizer = answer.llm.tokenizer
+    tokenizer = answer.tokenizer
     begun: set[int] = set()
     async with aclosing(answer.events(keep_alive=keep_alive)) as pieces:  # type: ignore[type-var]
         async for piece in pieces:
@@ -168,7 +179,7 @@ async def _chunks(answer: RunningAnswer, *, keep_alive: float) -> AsyncIterator[
                 if asked.echo and event.index not in begun:
                     text = tokenizer.decode(answer.prompt_ids, skip_special=True) + text
                 begun.add(event.index)
-                listed = _logprobs(list(event.logprobs), tokenizer)
+                listed = _logprobs(list(event.logprobs), tokenizer, goes_on=True)
                 choice = {
                     "index": event.index,
                     "text": text,
@@ -197,9 +208,9 @@ def _head(answer: RunningAnswer) -> dict[str, Any]:
     }
 
 
-def _logprobs(listed: list[TokenLogprob], tokenizer: Tokenizer) -> dict[str, Any]:
+def _logprobs(listed: list[TokenLogprob], tokenizer: Tokenizer, *, goes_on: bool) -> dict[str, Any]:
     """Four lists, one entry a token; the text's offsets count characters that are whole."""
-    decoder = StreamDecoder(tokenizer)
+    decoder = StreamDecoder(tokenizer, goes_on=goes_on)
     offsets: list[int] = []
     length = 0
     for known in listed:

@@ -70,11 +70,11 @@ Asking = Annotated[Owner, Depends(current_owner)]
 Parts = Annotated[Serving, Depends(serving)]
 
 
-def kept(request: Request) -> KeptResponses:
+def kept(request: Request, parts: Parts) -> KeptResponses:
     """The responses of this server that can still be asked for."""
     state = request.app.state
     if not hasattr(state, "kept_responses"):
-        state.kept_responses = KeptResponses()
+        state.kept_responses = KeptResponses(parts.settings.keep_minutes * 60)
     found: KeptResponses = state.kept_responses
     return found
 
@@ -95,8 +95,7 @@ async def create_response(
         raise ApiError(400, "a response in the background must be stored", param="store")
     form = asked.model_dump(exclude={"input", "stream"})
     new = Kept(new_id("resp"), owner, [*before, *messages], messages, form)
-    keep = asked.store is not False
-    if keep:
+    if asked.store is not False:
         responses.add(new)
     system = [{"role": "system", "content": asked.instructions}] if asked.instructions else []
 
@@ -108,7 +107,7 @@ async def create_response(
                 [*system, *new.messages],
                 _options(asked),
                 id=new.id,
-                keep=keep,
+                keep=bool(asked.background),
                 form=form,
                 on_end=new.remember,
             )
@@ -140,11 +139,11 @@ async def get_response(
     starting_after: Annotated[int, Query(ge=0, le=2**31 - 1)] | None = None,
 ) -> Response:
     """A response as it is by now; with `stream` its events, from any number on."""
-    answer = responses.get(owner, response_id).running
+    found = responses.get(owner, response_id)
     if not stream:
-        return JSONResponse(response_answer(answer))
+        return JSONResponse(found.shown)
     body = response_stream(
-        answer, after=starting_after, keep_alive=parts.settings.keep_alive_seconds
+        found.running, after=starting_after, keep_alive=parts.settings.keep_alive_seconds
     )
     return sse.StreamedResponse(body)
 
@@ -162,10 +161,11 @@ async def delete_response(response_id: str, owner: Asking, responses: KeptOnes) 
 @router.post("/responses/{response_id}/cancel")
 async def cancel_response(response_id: str, owner: Asking, responses: KeptOnes) -> Response:
     """End a running response with what there is."""
-    answer = responses.get(owner, response_id).running
-    answer.stop()
-    await answer.finished()
-    return JSONResponse(response_answer(answer))
+    found = responses.get(owner, response_id)
+    if not found.is_finished:
+        found.running.stop()
+        await found.running.finished()
+    return JSONResponse(found.shown)
 
 
 @router.get("/responses/{response_id}/input_items")

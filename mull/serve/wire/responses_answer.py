@@ -139,7 +139,7 @@ class _Writer:
         self._part["text"] += event.text
         more: dict[str, Any] = {}
         if kind == "message":
-            more["logprobs"] = logprob_entries(event.logprobs, self.answer.llm.tokenizer)
+            more["logprobs"] = logprob_entries(event.logprobs, self.answer.tokenizer)
             self._part["logprobs"] += more["logprobs"]
         yield self._item_event(f"response.{name}.delta", content_index=0, delta=event.text, **more)
 

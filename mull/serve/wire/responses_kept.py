@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +21,7 @@ MAX_CHARACTERS = 50_000_000
 @dataclass
 class Kept:
     """messages: the conversation up to here, the response itself last once it has ended. input:
-    what this response was asked with."""
+    what this response was asked with. whole: what it came to, once its events are let go."""
 
     id: str
     owner: Owner
@@ -27,9 +29,23 @@ class Kept:
     input: list[dict[str, Any]]
     form: dict[str, Any]
     answer: RunningAnswer | None = None
+    whole: dict[str, Any] | None = None
+    _answered: int = 0
+
+    @property
+    def is_finished(self) -> bool:
+        return self.whole is not None or (self.answer is not None and self.answer.is_finished)
+
+    @property
+    def shown(self) -> dict[str, Any]:
+        """The response as it is by now."""
+        return response_answer(self.running) if self.whole is None else self.whole
 
     @property
     def running(self) -> RunningAnswer:
+        """With its events; ApiError 400 where these were let go, 409 before it has begun."""
+        if self.whole is not None:
+            raise ApiError(400, f"the events of response {self.id} are gone: read it as a whole")
         if self.answer is None:
             raise ApiError(409, f"response {self.id} has not begun yet: its model is being loaded")
         return self.answer
@@ -38,14 +54,18 @@ class Kept:
     def characters(self) -> int:
         """Of the new part: earlier messages are shared with earlier responses."""
         said = sum(len(message.get("content") or "") for message in self.input)
-        answer = self.answer
-        return said + (0 if answer is None else len(answer.text) + len(answer.thinking))
+        return said + self._answered
+
+    def let_go(self) -> None:
+        """Of the events of a response that has ended, each of which weighs more than its text."""
+        self.whole, self.answer = self.shown, None
 
     async def remember(self, answer: RunningAnswer) -> None:
         """Put what was said into the conversation, ids and all, so that its cache serves again."""
         output = answer.output
         if output is None:
             return
+        self._answered = len(output.text) + len(output.thinking)
         message: dict[str, Any] = {"role": "assistant", "content": output.text}
         if output.thinking:
             message["reasoning_content"] = output.thinking
@@ -60,12 +80,17 @@ class Kept:
 
 
 class KeptResponses:
-    """By id, each visible to its owner alone."""
+    """By id, each visible to its owner alone. Events are kept so many seconds after their end."""
 
-    def __init__(self) -> None:
+    def __init__(self, keep_seconds: float) -> None:
+        self.keep_seconds = keep_seconds
         self._kept: OrderedDict[str, Kept] = OrderedDict()
 
     def add(self, new: Kept) -> None:
+        oldest_end = time.time() - self.keep_seconds
+        for kept in self._kept.values():
+            if kept.answer is not None and (kept.answer.ended or math.inf) < oldest_end:
+                kept.let_go()
         self._kept[new.id] = new
         characters = sum(kept.characters for kept in self._kept.values())
         while len(self._kept) > MAX_KEPT or (characters > MAX_CHARACTERS and len(self._kept) > 1):
@@ -90,7 +115,7 @@ class KeptResponses:
         if id is None:
             return []
         found = self.get(owner, id)
-        if not found.running.is_finished:
+        if not found.is_finished:
             raise ApiError(409, f"response {id[:80]!r} is still running: wait for its end")
         return [
             message
@@ -101,10 +126,9 @@ class KeptResponses:
 
     def item(self, owner: Owner, id: str) -> Mapping[str, Any] | None:
         """An item of a response's output, by its own id."""
-        for kept in reversed(self._kept.values()):
-            if kept.owner == owner and kept.answer is not None and kept.answer.is_finished:
-                for item in response_answer(kept.answer)["output"]:
-                    if item["id"] == id:
-                        found: Mapping[str, Any] = item
-                        return found
-        return None
+        # which holds the response's: msg_ID_NUMBER
+        kept = self._kept.get(f"resp-{id.partition('_')[2].rpartition('_')[0]}")
+        if kept is None or kept.owner != owner or not kept.is_finished:
+            return None
+        output: list[dict[str, Any]] = kept.shown["output"]
+        return next((item for item in output if item["id"] == id), None)
