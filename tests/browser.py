@@ -6,6 +6,7 @@ a request to another origin, an error on the console or an exception in the page
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -14,6 +15,7 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -150,6 +152,15 @@ class MullUp:
             content = response.read()
         return json.loads(content) if content else None
 
+    def stop_answers(self) -> None:
+        """Those without an end, before the next test."""
+        listed = self.ask("/api/conversations?limit=200")["items"]
+        for id in (each["id"] for each in listed if each["running"]):
+            for message in self.ask(f"/api/conversations/{id}")["messages"]:
+                if message["state"] == "running":
+                    with contextlib.suppress(urllib.error.HTTPError):  # it has just ended
+                        self.ask(f"/api/answers/{message['response_id']}/stop", {})
+
 
 def write_home(home: Path) -> Path:
     """A MULL_HOME with the models of these tests."""
@@ -270,6 +281,7 @@ def visit(browser: Any, mull_up: MullUp) -> Iterator[Callable[..., Visit]]:
     """Opens pages, each in a browser context of its own; what they complained of fails the test."""
     mull_up.ask("/api/settings", {}, "PUT")  # nobody has chosen anything yet
     yield from visits(browser, mull_up)
+    mull_up.stop_answers()
 
 
 def visits(browser: Any, default: MullUp) -> Iterator[Callable[..., Visit]]:

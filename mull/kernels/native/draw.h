@@ -70,14 +70,14 @@ static int64_t place_of(const float* weights, const double* block_sums, int64_t 
 struct DrawScratch {
   float* weights;      // [vocabulary]
   double* block_sums;
-  int32_t* heap;       // [vocabulary] where rows have filters
+  uint64_t* keys;      // [vocabulary] where rows have filters
 };
 
 static DrawScratch lay_out_draw(const Draw& draw, Arena* arena) {
   DrawScratch s;
   s.weights = arena->take<float>(draw.vocabulary);
   s.block_sums = arena->take<double>(draw_blocks(draw.vocabulary));
-  s.heap = arena->take<int32_t>(draw.top_k ? draw.vocabulary : 0);
+  s.keys = arena->take<uint64_t>(draw.top_k ? draw.vocabulary : 0);
   return s;
 }
 
@@ -104,7 +104,7 @@ static int64_t draw_row(const Draw& draw, int64_t row, const DrawScratch& s) {
     const Filters filters = filters_of(draw, row);
     const bool has_filters = filters.top_k || filters.top_p < 1.0 || filters.min_p > 0.0f;
     if (inverse > 0.0f && has_filters)
-      token = draw_kept({weights, draw.vocabulary, total}, filters, draw.noise[row], s.heap);
+      token = draw_kept({weights, draw.vocabulary, total}, filters, draw.noise[row], s.keys);
     else if (inverse > 0.0f)
       token = place_of(weights, block_sums, draw.vocabulary, draw.noise[row] * total);
   }

@@ -1,7 +1,7 @@
 // One token out of those that a row's filters keep: the `top_k` likeliest, of these the fewest that
 // together have `top_p` of their probability, of these the ones at least `min_p` times as likely as
-// the likeliest. Weights are taken off a heap in falling order, equal ones by their place, and only
-// those heavy enough to matter are put on it.
+// the likeliest. They stand in falling order of weight, equal ones by their place, but are not sorted:
+// what is wanted is where that order reaches some number or sum, which halving finds in linear time.
 
 constexpr int64_t kDrawBlock = 128;  // entries summed in float32; blocks are summed in float64
 
@@ -55,65 +55,82 @@ static float least_kept(const RowWeights& weights, const Filters& filters) {
   return floor > 0.0f ? floor : kSmallest;
 }
 
-// Whether the weight at place a comes before that at b.
-MULL_INLINE bool is_before(const float* of, int32_t a, int32_t b) {
-  return of[a] > of[b] || (of[a] == of[b] && a < b);
+// A weight and its place in one number: heavier ones are larger, and so are earlier ones of a weight.
+MULL_INLINE uint64_t key_of(float weight, int64_t place) {
+  return static_cast<uint64_t>(__builtin_bit_cast(uint32_t, weight)) << 32 |
+         (0xffffffffu - static_cast<uint32_t>(place));
 }
 
-// Lets the entry at `at` sink to where the heap [size] is in order.
-static void sink(const float* of, int32_t* heap, int64_t size, int64_t at) {
-  const int32_t entry = heap[at];
-  for (int64_t child = 2 * at + 1; child < size; at = child, child = 2 * at + 1) {
-    if (child + 1 < size && is_before(of, heap[child + 1], heap[child])) ++child;
-    if (!is_before(of, heap[child], entry)) break;
-    heap[at] = heap[child];
+MULL_INLINE float weight_of(uint64_t key) {
+  return __builtin_bit_cast(float, static_cast<uint32_t>(key >> 32));
+}
+
+MULL_INLINE int64_t place_of(uint64_t key) {
+  return 0xffffffffu - static_cast<uint32_t>(key);
+}
+
+static double sum_of(const uint64_t* keys, int64_t size) {
+  double total = 0.0;
+  for (int64_t i = 0; i < size; ++i) total += weight_of(keys[i]);
+  return total;
+}
+
+// Where the falling order of keys [end] has so many of them, or so much of their weight: those up to
+// there are put first, in no order but that this one is the last of them. Its index; the last one's
+// where all are not enough.
+template <bool is_number>
+static int64_t reach(uint64_t* keys, int64_t end, double enough) {
+  int64_t begin = 0;
+  while (end - begin > 1) {
+    uint64_t least = keys[begin], most = least;
+    for (int64_t i = begin + 1; i < end; ++i) {
+      least = keys[i] < least ? keys[i] : least;
+      most = keys[i] > most ? keys[i] : most;
+    }
+    const uint64_t middle = most - (most - least) / 2;  // no two are equal: some are on either side
+    int64_t next = begin;
+    double found = 0.0;
+    for (int64_t i = begin; i < end; ++i) {
+      const uint64_t key = keys[i];
+      const bool is_first = key >= middle;
+      found += is_first ? (is_number ? 1.0 : weight_of(key)) : 0.0;
+      keys[i] = keys[next];
+      keys[next] = key;
+      next += is_first;
+    }
+    if (found >= enough) {
+      end = next;
+    } else {
+      enough -= found;
+      begin = next;
+    }
   }
-  heap[at] = entry;
+  return begin;
 }
 
-// Moves the first entry behind the others.
-static int32_t take_first(const float* of, int32_t* heap, int64_t* size) {
-  const int32_t first = heap[0];
-  heap[0] = heap[--*size];
-  heap[*size] = first;
-  if (*size > 0) sink(of, heap, *size, 0);
-  return first;
-}
-
-// heap: [count] of memory. noise: in [0, 1).
+// keys: [count] of memory. noise: in [0, 1).
 static int64_t draw_kept(const RowWeights& weights, const Filters& filters, double noise,
-                         int32_t* heap) {
-  const float* of = weights.of;
+                         uint64_t* keys) {
   const float least = least_kept(weights, filters);
-  int64_t entries = 0;
+  int64_t size = 0;
   for (int64_t i = 0; i < weights.count; ++i) {
-    heap[entries] = static_cast<int32_t>(i);
-    entries += of[i] >= least;
+    keys[size] = key_of(weights.of[i], i);
+    size += weights.of[i] >= least;
   }
-  for (int64_t i = entries / 2; i-- > 0;) sink(of, heap, entries, i);
-  int64_t size = entries, kept = 0;
-  const int64_t most = filters.top_k ? low(filters.top_k, entries) : entries;
-  double sum_of_kept = 0.0, mass = filters.top_p * weights.total;
+  double mass = filters.top_p * weights.total;
   if (filters.top_k) {
-    while (kept < most) sum_of_kept += of[take_first(of, heap, &size)], ++kept;
-    mass = filters.top_p * sum_of_kept;
+    if (filters.top_k < size)
+      size = reach<true>(keys, size, static_cast<double>(filters.top_k)) + 1;
+    mass = filters.top_p * sum_of(keys, size);
   }
-  // From here on, or once more from the first: as far as top_p reaches.
-  const int64_t taken = kept;
-  sum_of_kept = 0.0;
-  for (kept = 0; kept < most; ++kept) {
-    const float weight = of[kept < taken ? heap[entries - 1 - kept] : heap[0]];
-    const bool is_dropped = (filters.top_p < 1.0 && sum_of_kept >= mass) || weight < filters.min_p;
-    if (kept > 0 && is_dropped) break;
-    if (kept >= taken) take_first(of, heap, &size);
-    sum_of_kept += weight;
+  if (filters.top_p < 1.0) size = reach<false>(keys, size, mass) + 1;
+  int64_t kept = 0;
+  for (int64_t i = 0; i < size; ++i) {
+    const uint64_t key = keys[i];
+    keys[kept] = key;
+    kept += weight_of(key) >= filters.min_p;
   }
-  double target = noise * sum_of_kept;
-  int64_t place = 0;
-  for (; place + 1 < kept; ++place) {
-    const float weight = of[heap[entries - 1 - place]];
-    if (weight > target) break;
-    target -= weight;
-  }
-  return heap[entries - 1 - place];
+  // More than the target, so that it is the one whose share the noise falls into.
+  const double target = noise * sum_of(keys, kept);
+  return place_of(keys[reach<false>(keys, kept, __builtin_nextafter(target, 2.0 * target + 1.0))]);
 }
