@@ -144,7 +144,8 @@ def test_filters_keep_the_likeliest_and_leave_them_their_shares(
     ends_K = weights_V[kept].cumsum(-1) / weights_V[kept].sum()
     for noise, token in zip(grid, tokens, strict=True):
         near = [kept[i] for i in range(len(kept)) if _covers(ends_K, i, noise)]
-        assert token in near
+        # Of logits nearly equal, rounding may make another the heavier one.
+        assert any(abs(weights_V[token] - weights_V[each]) < 1e-6 for each in near)
 
 
 def _covers(ends_K: torch.Tensor, i: int, noise: float) -> bool:
