@@ -142,11 +142,12 @@ class Models:
         folder = self._folder / ("tokenizer" if name == OWN else f"tokenizer-{name}")
         if not folder.is_dir():
             source = weights.tokenizer_source(weights.resolve(base))
+            files: Mapping[str, str | bytes]
             if isinstance(source, dict):
                 files = hf_tokenizer_files(source)
             else:
                 found = [source / each for each in TOKENIZER_FILES if (source / each).is_file()]
-                files = {file.name: file.read_text(encoding="utf-8") for file in found}
+                files = {file.name: file.read_bytes() for file in found}
             write_tokenizer(files, folder)
         return folder
 
