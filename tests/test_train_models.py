@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
+import pytest
 from train_parts import DEEPSEEK, fresh_model
-from train_run_parts import tiny
+from train_run_parts import tiny, write_recipe
 
 from mull import weights
+from mull.errors import RecipeError
+from mull.train.check import check
 from mull.train.data.tokenizer import train_tokenizer, write_tokenizer
+from mull.train.lora import adapters
 from mull.train.models import Models
+from mull.train.peak import Peak
+from mull.train.plan import plan
 from mull.train.problems import Tasks
+from mull.train.recipe import Recipe
+from mull.train.recipe_file import load_recipe
 from mull.train.recipe_parts import TokenizerSpec
 
 
@@ -35,3 +44,92 @@ def test_a_sentencepiece_file_beside_the_tokenizer_goes_along_to_the_byte(tmp_pa
         saved = models.save("base", opened.model, opened.tokenizer)
         assert (saved / "tokenizer.model").read_bytes() == pieces
         assert (saved / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+
+
+AFTER_A_STUDENT = """
+name = "after"
+model = {model}
+tokenizer = {{ vocabulary = 280 }}
+tasks.parity.file = "parity.py"
+
+[[stages]]
+name = "taught"
+kind = "distill"
+teacher = "model"
+task = "parity"
+steps = 1
+max_length = 64
+sampling = {{ max_tokens = 16 }}
+student = {student}
+
+[[stages]]
+name = "after"
+{stage}
+"""
+RL = 'kind = "rl"\ntask = "parity"\nsteps = 1\nsampling = { max_tokens = 512 }'
+SFT = 'kind = "sft"\ndata = [{ task = "parity" }]\nsteps = 1\nmax_length = 512'
+EVAL = 'kind = "eval"\ntasks = ["parity"]\nstages = ["model", "taught"]\n'
+
+
+def after_a_student(folder: Path, model: str, student: str, stage: str) -> Recipe:
+    text = AFTER_A_STUDENT.format(model=model, student=student, stage=stage)
+    return load_recipe(write_recipe(folder, text))
+
+
+@pytest.mark.parametrize(
+    ("model", "student", "stage", "said"),
+    [
+        (256, 1024, SFT, None),
+        (1024, 256, SFT, r"after: max_length is 512.* or raise student.context"),
+        (256, 1024, RL, None),
+        (1024, 256, RL, r"after: sampling.max_tokens is 512.* raise student.context"),
+        (1024, 1024, EVAL + "sampling = { max_tokens = 512 }", None),
+        (1024, 256, EVAL + "sampling = { max_tokens = 512 }", "raise student.context"),
+        (256, 1024, EVAL + "sampling = { max_tokens = 512 }", "raise model.context"),
+    ],
+)
+def test_a_context_is_of_the_model_that_a_stage_works_on(
+    tmp_path: Path, model: int, student: int, stage: str, said: str | None
+) -> None:
+    specs = (f"{{ depth = {depth}, context = {c} }}" for depth, c in ((2, model), (1, student)))
+    recipe = after_a_student(tmp_path, *specs, stage)
+    with nullcontext() if said is None else pytest.raises(RecipeError, match=said):
+        check(recipe)
+
+
+def test_answers_to_learn_from_must_fit_the_teacher(tmp_path: Path) -> None:
+    student = "{ depth = 1, context = 1024 }"
+    recipe = after_a_student(tmp_path, "{ depth = 2, context = 16 }", student, SFT)
+    with pytest.raises(
+        RecipeError, match=r"taught: sampling.max_tokens is 16.* raise model.context"
+    ):
+        check(recipe)
+
+
+@pytest.mark.parametrize("student_has", [False, True])
+def test_a_stage_after_a_student_has_adapters_if_the_student_has(
+    tmp_path: Path, student_has: bool
+) -> None:
+    adapted, fresh = f'{{ base = "{a_base(tmp_path / "base")}", lora = {{}} }}', "{ depth = 1 }"
+    specs = (fresh, adapted) if student_has else (adapted, fresh)
+    recipe = after_a_student(tmp_path, *specs, RL)
+    models = Models(recipe, Tasks(recipe), tmp_path / "out")
+    taught, after = recipe.stages
+    opened = models.begin(taught)
+    models.save(taught.name, opened.model, opened.tokenizer)
+    assert any(adapters(models.begin(after).model)) == student_has
+
+
+def test_a_stage_after_a_student_costs_what_the_student_does(tmp_path: Path) -> None:
+    deep, shallow = "{ depth = 3 }", "{ depth = 1 }"
+
+    def after(model: str, student: str) -> tuple[float, float]:
+        cost = plan(after_a_student(tmp_path, model, student, RL), Peak(stated=200.0)).stages[-1]
+        return cost.learn_flops, cost.sample_flops
+
+    assert after(deep, shallow) == after(shallow, shallow) < after(shallow, deep)
+    grown, alike = (
+        plan(after_a_student(tmp_path, model, deep, RL), Peak(stated=200.0)).memory
+        for model in (shallow, deep)
+    )
+    assert grown == alike

@@ -11,11 +11,11 @@ from mull import weights
 from mull.errors import RecipeError, TaskError, WeightsError
 from mull.tasks.task import Split, Task
 from mull.train.bill import Budget
-from mull.train.models import OWN
 from mull.train.problems import Tasks
-from mull.train.recipe import Recipe
+from mull.train.recipe import OWN, Recipe, spec_of
 from mull.train.recipe_parts import ModelSpec
-from mull.train.recipe_stages import Distill, Evaluate, LearnStage, StageBase
+from mull.train.recipe_stages import Distill, Evaluate, LearnStage, Reject, Rl, StageBase
+from mull.train.stages.evaluate import evaluated
 
 
 def check(recipe: Recipe) -> None:
@@ -38,19 +38,18 @@ def check_here(recipe: Recipe, tasks: Tasks) -> None:
         if isinstance(stage, Distill) and stage.teacher not in names:
             _check_teacher(stage)
         if isinstance(stage, LearnStage) and stage.learns == "mtp":
-            _check_mtp(stage, spec_of(recipe, stage))
+            _check_mtp(stage, spec_of(recipe, stage.name))
         for task, split in _asked(stage):
             _check_problems(stage, tasks.parts(task), split)
 
 
-def spec_of(recipe: Recipe, stage: StageBase) -> ModelSpec:
-    """Of the model that a stage trains: a student's, or of what its row of stages began with."""
-    if isinstance(stage, Distill) and stage.student is not None:
-        return stage.student
-    names = [each.name for each in recipe.stages]
-    before = names.index(stage.name) - 1
-    start = stage.start or (names[before] if before >= 0 else OWN)
-    return recipe.model if start == OWN else spec_of(recipe, recipe.stages[names.index(start)])
+def answering(recipe: Recipe, stage: StageBase) -> list[str]:
+    """The models that answer in a stage: stages, the recipe's own, or a teacher from elsewhere."""
+    if isinstance(stage, Evaluate):
+        return evaluated(recipe, stage)
+    if isinstance(stage, Distill) and stage.form == "sft":
+        return [stage.teacher]
+    return [stage.name] if isinstance(stage, Distill | Reject | Rl) else []
 
 
 def _asked(stage: StageBase) -> Iterator[tuple[str, Split]]:
@@ -68,21 +67,25 @@ def _asked(stage: StageBase) -> Iterator[tuple[str, Split]]:
 
 def _check_lengths(recipe: Recipe, stage: StageBase) -> None:
     """A fresh model's context is the recipe's own: what cannot fit is known now."""
-    student = stage.student if isinstance(stage, Distill) else None
-    spec = student or recipe.model
-    if spec.base is not None:
-        return
-    if isinstance(stage, LearnStage) and stage.max_length > spec.context:
+    spec = spec_of(recipe, stage.name)
+    if isinstance(stage, LearnStage) and spec.base is None and stage.max_length > spec.context:
         raise RecipeError(
             f"stage {stage.name}: max_length is {stage.max_length}, but the model's context is "
-            f"{spec.context}; lower it, or raise model.context"
+            f"{spec.context}; lower it, or raise {_whose(recipe, spec)}.context"
         )
     sampling = getattr(stage, "sampling", None)
-    if sampling is not None and sampling.max_tokens >= spec.context:
-        raise RecipeError(
-            f"stage {stage.name}: sampling.max_tokens is {sampling.max_tokens}, but question and "
-            f"answer share the model's context of {spec.context}; lower it, or raise model.context"
-        )
+    names = {OWN, *(each.name for each in recipe.stages)}
+    for spec in (spec_of(recipe, name) for name in answering(recipe, stage) if name in names):
+        if sampling is not None and spec.base is None and sampling.max_tokens >= spec.context:
+            raise RecipeError(
+                f"stage {stage.name}: sampling.max_tokens is {sampling.max_tokens}, but question "
+                f"and answer share the model's context of {spec.context}; lower it, or raise "
+                f"{_whose(recipe, spec)}.context"
+            )
+
+
+def _whose(recipe: Recipe, spec: ModelSpec) -> str:
+    return "model" if spec is recipe.model else "student"
 
 
 def _check_problems(stage: StageBase, parts: Sequence[Task], split: Split) -> None:

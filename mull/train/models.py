@@ -24,14 +24,13 @@ from mull.train.data.tokenizer import SAMPLE_CHARACTERS, train_tokenizer, write_
 from mull.train.data.writer import TraceWriter
 from mull.train.lora import inject, merged_state
 from mull.train.problems import Tasks
-from mull.train.recipe import Recipe
+from mull.train.recipe import OWN, Recipe, spec_of, start_of
 from mull.train.recipe_parts import Lora, ModelSpec
 from mull.train.recipe_stages import Distill, Evaluate, Reject, StageBase
 from mull.train.seeds import seed_of
 from mull.train.sizes import fresh_config
 from mull.weights.save import TOKENIZER_FILES
 
-OWN = "model"  # the recipe's own model, among the names of stages
 # A tokenizer is made from this much text; a few hundred tokens are found in a few pages.
 _CHARACTERS_PER_TOKEN = 2000
 
@@ -60,9 +59,7 @@ class Models:
 
     def start_of(self, stage: StageBase) -> str:
         """The name of the result that a stage begins with."""
-        names = [each.name for each in self._recipe.stages]
-        index = names.index(stage.name)
-        return self.result_of(stage.start or (names[index - 1] if index else OWN))
+        return self.result_of(start_of(self._recipe, stage.name))
 
     def result_of(self, name: str) -> str:
         """The name of the folder that holds a stage's result."""
@@ -79,7 +76,7 @@ class Models:
         spec = stage.student if isinstance(stage, Distill) else None
         name = stage.name if spec is not None else self.start_of(stage)
         opened = self.fresh(spec, name) if spec is not None else self.open(name)
-        lora = (spec or self._recipe.model).lora
+        lora = spec_of(self._recipe, stage.name).lora
         if lora is not None:
             adapt(opened.model, lora, seed=seed_of(self._recipe.seed, stage.name, "lora"))
         return opened

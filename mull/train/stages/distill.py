@@ -16,8 +16,9 @@ from mull.model import CausalLM
 from mull.train.algorithms import TeacherDivergence
 from mull.train.batch import Example
 from mull.train.data.writer import TraceWriter
-from mull.train.models import OWN, load, writer_of
+from mull.train.models import load, writer_of
 from mull.train.problems import Questions
+from mull.train.recipe import OWN
 from mull.train.recipe_parts import DataSpec
 from mull.train.recipe_stages import Distill
 from mull.train.rewards import Judge
