@@ -21,12 +21,13 @@ from mull.train.problems import Tasks
 from mull.train.recipe import Recipe
 from mull.train.recipe_file import load_recipe
 from mull.train.recipe_parts import TokenizerSpec
+from mull.train.run import run_recipe
 
 
 def a_base(folder: Path, words: str = "one two three") -> Path:
-    """A small model in a folder, with the tokenizer that fits these words."""
-    spec = TokenizerSpec(vocabulary=280)
-    model = fresh_model({**DEEPSEEK, "vocab_size": 280, "max_position_embeddings": 64})
+    """A small model in a folder, with the tokenizer of 270 tokens that fits these words."""
+    spec = TokenizerSpec(vocabulary=270)
+    model = fresh_model({**DEEPSEEK, "vocab_size": 270, "max_position_embeddings": 64})
     tokenizer = folder.with_name(f"{folder.name}-tokenizer")
     write_tokenizer(train_tokenizer([words] * 9, spec), tokenizer)
     weights.save_folder(model, folder, tokenizer_files=tokenizer)
@@ -133,3 +134,36 @@ def test_a_stage_after_a_student_costs_what_the_student_does(tmp_path: Path) -> 
         for model in (shallow, deep)
     )
     assert grown == alike
+
+
+def on_policy(folder: Path, teacher: Path, *changes: str) -> Recipe:
+    """A fresh model, or another, learns a little, and is then judged by the teacher."""
+    top, taught = AFTER_A_STUDENT.partition("student")[0].split("[[stages]]")
+    first = '[[stages]]\nname = "first"\n' + SFT.replace("512", "64")
+    top, taught = (part.format(model="{ depth = 1, context = 64 }") for part in (top, taught))
+    text = f"{top}{first}\n[[stages]]{taught}"
+    own = ("form=on_policy", f"teacher='{teacher}'", "batch_tokens=32")
+    changes += tuple(f"stages.taught.{each}" for each in own)
+    return load_recipe(write_recipe(folder, text), changes)
+
+
+@pytest.mark.parametrize(
+    "student",
+    ["model={{base='{one}'}}", "tokenizer.like='{one}'", "tokenizer.vocabulary=270"],
+)
+def test_a_teacher_of_another_vocabulary_is_refused_before_it_teaches(
+    tmp_path: Path, student: str
+) -> None:
+    one, other = a_base(tmp_path / "one"), a_base(tmp_path / "other", "four five six")
+    recipe = on_policy(tmp_path, other, student.format(one=one))
+    with pytest.raises(RecipeError, match=r"stage taught: token \d+ is .*the student's") as caught:
+        run_recipe(recipe, tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    # What a tokenizer made here holds is known when it is made, all else before.
+    assert (tmp_path / "out").exists() == ("vocabulary" in student)
+
+
+def test_a_teacher_of_the_same_vocabulary_teaches(tmp_path: Path) -> None:
+    one, same = a_base(tmp_path / "one"), a_base(tmp_path / "same")
+    recipe = on_policy(tmp_path, same, f"model={{base='{one}'}}")
+    assert run_recipe(recipe, tmp_path / "out").status == "done"

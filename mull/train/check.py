@@ -10,7 +10,9 @@ from urllib.parse import urlsplit
 from mull import weights
 from mull.errors import RecipeError, TaskError, WeightsError
 from mull.tasks.task import Split, Task
+from mull.text import Tokenizer
 from mull.train.bill import Budget
+from mull.train.models import refuse_teacher
 from mull.train.problems import Tasks
 from mull.train.recipe import OWN, Recipe, spec_of
 from mull.train.recipe_parts import ModelSpec
@@ -37,6 +39,8 @@ def check_here(recipe: Recipe, tasks: Tasks) -> None:
     for stage in recipe.stages:
         if isinstance(stage, Distill) and stage.teacher not in names:
             _check_teacher(stage)
+        if isinstance(stage, Distill) and stage.form == "on_policy":
+            _check_vocabulary(recipe, stage)
         if isinstance(stage, LearnStage) and stage.learns == "mtp":
             _check_mtp(stage, spec_of(recipe, stage.name))
         for task, split in _asked(stage):
@@ -113,6 +117,22 @@ def _check_teacher(stage: Distill) -> None:
         is_address = False
     if not is_address:
         raise RecipeError(f"{where} is no address; write it as https://host/v1#model")
+
+
+def _check_vocabulary(recipe: Recipe, stage: Distill) -> None:
+    """Where both are known by now: a tokenizer that is yet to be made is looked at then."""
+    names = {OWN, *(each.name for each in recipe.stages)}
+    own = recipe.model.base or recipe.tokenizer.like
+    teacher, student = (
+        (spec_of(recipe, name).base or own) if name in names else name
+        for name in (stage.teacher, stage.name)
+    )
+    if teacher is not None and student is not None and teacher != student:
+        refuse_teacher(stage, _tokenizer_of(teacher), _tokenizer_of(student))
+
+
+def _tokenizer_of(model: str) -> Tokenizer:
+    return Tokenizer.from_source(weights.tokenizer_source(weights.resolve(model)))
 
 
 def _check_mtp(stage: LearnStage, spec: ModelSpec) -> None:

@@ -174,6 +174,18 @@ def save(model: CausalLM, path: Path, tokenizer: Path) -> None:
     weights.save_folder(plain(model), path, tokenizer_files=tokenizer)
 
 
+def refuse_teacher(stage: Distill, teacher: Tokenizer, student: Tokenizer) -> None:
+    """RecipeError where a token of the teacher's means another text to its student."""
+    texts = zip(teacher.vocabulary.texts, student.vocabulary.texts, strict=False)
+    for token, (theirs, ours) in enumerate(texts):
+        if theirs != ours:
+            raise RecipeError(
+                f"stage {stage.name}: token {token} is {theirs[:20]!r} in the teacher's vocabulary "
+                f"and {ours[:20]!r} in the student's; take a teacher of the same vocabulary, or "
+                'learn its answers (form = "sft")'
+            )
+
+
 def refuse_vocabulary(model: CausalLM, writer: TraceWriter) -> None:
     """RecipeError where a tokenizer has more tokens than the model has rows."""
     if writer.tokenizer.vocab_size > model.config.vocab_size:
