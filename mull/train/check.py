@@ -12,16 +12,21 @@ from mull.errors import RecipeError, TaskError, WeightsError
 from mull.tasks.task import Split, Task
 from mull.text import Tokenizer
 from mull.train.bill import Budget
+from mull.train.lora import meant
 from mull.train.models import refuse_teacher
 from mull.train.problems import Tasks
 from mull.train.recipe import OWN, Recipe, spec_of
-from mull.train.recipe_parts import ModelSpec
+from mull.train.recipe_parts import Lora, ModelSpec
 from mull.train.recipe_stages import Distill, Evaluate, LearnStage, Reject, Rl, StageBase
+from mull.train.sizes import fresh_config
 from mull.train.stages.evaluate import evaluated
 
 
 def check(recipe: Recipe) -> None:
     """Refuses what could never work anywhere. Raises RecipeError."""
+    for where, spec in _specs(recipe):
+        if spec.base is None:
+            _check_sizes(where, spec, recipe.tokenizer.vocabulary)
     for stage in recipe.stages:
         if stage.budget is not None:
             Budget.parse(stage.budget).check(recipe.machine)
@@ -33,9 +38,9 @@ def check(recipe: Recipe) -> None:
 def check_here(recipe: Recipe, tasks: Tasks) -> None:
     """Refuses what a stage would come to a stop at here: RecipeError, TaskError, WeightsError."""
     names = {OWN, *(stage.name for stage in recipe.stages)}
-    for spec in (recipe.model, *(getattr(stage, "student", None) for stage in recipe.stages)):
-        if spec is not None and spec.base is not None:
-            weights.resolve(spec.base)
+    for where, spec in _specs(recipe):
+        if spec.base is not None:
+            _check_base(where, spec.base, spec.lora)
     for stage in recipe.stages:
         if isinstance(stage, Distill) and stage.teacher not in names:
             _check_teacher(stage)
@@ -45,6 +50,14 @@ def check_here(recipe: Recipe, tasks: Tasks) -> None:
             _check_mtp(stage, spec_of(recipe, stage.name))
         for task, split in _asked(stage):
             _check_problems(stage, tasks.parts(task), split)
+
+
+def _specs(recipe: Recipe) -> Iterator[tuple[str, ModelSpec]]:
+    """All models that the recipe describes, and where it does."""
+    yield "model", recipe.model
+    for stage in recipe.stages:
+        if isinstance(stage, Distill) and stage.student is not None:
+            yield f"stages.{stage.name}.student", stage.student
 
 
 def answering(recipe: Recipe, stage: StageBase) -> list[str]:
@@ -86,6 +99,24 @@ def _check_lengths(recipe: Recipe, stage: StageBase) -> None:
                 f"and answer share the model's context of {spec.context}; lower it, or raise "
                 f"{_whose(recipe, spec)}.context"
             )
+
+
+def _check_sizes(where: str, spec: ModelSpec, vocabulary: int) -> None:
+    try:
+        fresh_config(spec, vocabulary, bos=0, eos=1)
+    except RecipeError as error:
+        raise RecipeError(f"{where}.{error}") from None
+
+
+def _check_base(where: str, base: str, lora: Lora | None) -> None:
+    files = weights.resolve(base)
+    if lora is None:
+        return
+    model = weights.empty_model(weights.load_config(files), mtp=weights.holds_mtp(files))
+    try:
+        meant(model, lora)
+    except RecipeError as error:
+        raise RecipeError(f"{where}.{error}") from None
 
 
 def _whose(recipe: Recipe, spec: ModelSpec) -> str:
