@@ -25,6 +25,7 @@ def make_problem(rng):
             steps.append(f"{letters} {left}")
     return f"Write {number} in Roman numerals.", written, "\\n".join(steps)
 '''
+SPLITS = ("train", "validation", "test")
 VERIFY = """
 def verify(problem, text):
     return text.strip().upper() == problem.answer
@@ -48,13 +49,40 @@ def lines(*problems: dict) -> str:
 def test_a_python_file_makes_problems_for_every_split(file):
     path = file("roman.py", EXAMPLE)
     task = load_task(path)
-    for split in ("train", "validation", "test"):
+    for split in SPLITS:
         problems = list(islice(task.problems(split, 1), 15))
         assert problems == list(islice(load_task(path).problems(split, 1), 15))
         assert all(split_of(problem.question) == split for problem in problems)
         assert all(problem.steps and problem.family == path for problem in problems)
         assert task.verify(problems[0], f"\\boxed{{{problems[0].answer}}}") == Verdict.CORRECT
         assert task.verify(problems[0], "") == Verdict.UNPARSABLE
+
+
+TWINS = """
+def make_problem(rng):
+    a, b = rng.randrange(100), rng.randrange(100)
+    return f"{a} * {b}?", str(a * b), None, " ".join(sorted((str(a), str(b))))
+"""
+
+
+@pytest.mark.parametrize("form", ["py", "jsonl"])
+def test_questions_that_are_the_same_in_other_words_fall_into_one_split(file, form):
+    task = load_task(file("twins.py", TWINS))
+    if form == "jsonl":
+        drawn = [p for split in SPLITS for p in islice(task.problems(split, 0), 300)]
+        rows = [
+            {"question": p.question, "answer": p.answer, "split_key": p.split_key} for p in drawn
+        ]
+        task = load_task(file("twins.jsonl", lines(*rows)))
+    found: dict[str, str] = {}
+    for split in SPLITS:
+        for problem in islice(task.problems(split, 1), 500):
+            a, b = problem.question.removesuffix("?").split(" * ")
+            assert found.setdefault(problem.question, split) == split
+            assert found.get(f"{b} * {a}?", split) == split
+    assert set(found.values()) == set(SPLITS)
+    # Their wordings alone would have parted many of them.
+    assert any(split_of(question) != split for question, split in found.items())
 
 
 def test_its_own_verify_decides_in_the_verifiers_process(file):
@@ -79,6 +107,7 @@ def test_its_own_verify_decides_in_the_verifiers_process(file):
         ("def make_problem(rng):\n    return 'q', None", "answer"),
         ("def make_problem(rng):\n    return '', 'a'", "question"),
         ("def make_problem(rng):\n    return 'q', 'a', 5", "steps"),
+        ("def make_problem(rng):\n    return 'q', 'a', None, 5", "split_key"),
     ],
 )
 def test_a_broken_python_file_is_explained(file, source, said):
@@ -140,6 +169,7 @@ def _problems(task, split):
         (lines({"question": "q", "answer": None}), "line 1.*answer"),
         (lines({"question": "q", "answer": True}), "line 1.*answer"),
         (lines({"question": "q", "answer": "a", "steps": 3}), "line 1.*steps"),
+        (lines({"question": "q", "answer": "a", "split_key": 3}), "line 1.*split_key"),
         (
             lines({"question": "q", "answer": "a"}, {"question": "q", "answer": "b"}),
             "line 2.*asked",

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from mull.errors import TrainError
+from mull.errors import RecipeError, TrainError
 from mull.model import CausalLM, ModelConfig, PackedSequences
 from mull.train import lora
 from mull.train.algorithms import sft
@@ -93,5 +93,11 @@ def test_adapters_of_another_rank_are_refused() -> None:
 
 
 def test_a_layer_that_is_not_there_is_named() -> None:
-    with pytest.raises(TrainError, match="'kv_b_proj'"):
+    with pytest.raises(RecipeError, match=r"'kv_b_proj', but .* can have adapters are down_proj, "):
         lora.inject(plain_model(), Lora(layers=("q_proj", "kv_b_proj")))
+
+
+def test_a_head_that_no_adapter_can_reach_is_refused() -> None:
+    """Losses take its weight, and never call it: an adapter there would have no gradient."""
+    with pytest.raises(RecipeError, match="'lm_head'"):
+        lora.inject(plain_model(), Lora(layers=("q_proj", "lm_head")))

@@ -13,7 +13,7 @@ from mull.errors import TaskError
 from mull.tasks.gym_rules import REFUSED, judge_gym, needs_entry, reference_answer
 from mull.tasks.gym_steps import STEPS
 from mull.tasks.registry import nearest
-from mull.tasks.task import Problem, Split, Verdict, split_of
+from mull.tasks.task import Problem, Split, Verdict
 
 _PREFIX = "reasoning-gym:"
 _SPLITS: tuple[Split, ...] = ("train", "validation", "test")
@@ -58,7 +58,7 @@ class GymTask:
                 except IndexError:
                     break
                 problem = self._problem(entry)
-                if problem is not None and split_of(problem.question) == split:
+                if problem is not None and problem.split == split:
                     misses = 0
                     yield problem
                     continue

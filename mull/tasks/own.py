@@ -8,7 +8,8 @@ The shortest Python file that works::
 
 It may also define `verify(problem, text)`, True if text answers the problem; without it the final
 answer (`mull.tasks.final_answer`) has to equal the problem's. A JSONL file has a line per problem:
-{"question": "...", "answer": "..."}, with "steps" if you like.
+{"question": "...", "answer": "..."}, with "steps" if you like. Questions with one `split_key` (the
+fourth of the tuple; steps may be None) belong to one split, however they are worded.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from types import ModuleType
 from typing import Any
 
 from mull.errors import TaskError
-from mull.tasks.task import Problem, Split, Verdict, split_of
+from mull.tasks.task import Problem, Split, Verdict
 from mull.tasks.verify import judge
 
 _MAX_DRAWS = 10_000
-_TUPLE = "a tuple (question, answer) or (question, answer, steps)"
+_TUPLE = "a tuple (question, answer), (question, answer, steps) or these and a split_key"
 
 
 class PythonTask:
@@ -49,7 +50,7 @@ class PythonTask:
         misses = 0
         while misses < _MAX_DRAWS:
             problem = self._problem(rng)
-            if split_of(problem.question) == split:
+            if problem.split == split:
                 misses = 0
                 yield problem
             else:
@@ -79,9 +80,9 @@ class PythonTask:
             raise TaskError(
                 f"{_place(self._path, error)}: make_problem failed: {error!r}"
             ) from error
-        if not isinstance(made, tuple) or len(made) not in (2, 3):
+        if not isinstance(made, tuple) or len(made) not in (2, 3, 4):
             raise TaskError(f"{self._path}: make_problem must return {_TUPLE}, not {made!r:.80}")
-        fields = dict(zip(("question", "answer", "steps"), made, strict=False))
+        fields = dict(zip(("question", "answer", "steps", "split_key"), made, strict=False))
         return _checked(fields, self.name, f"{self._path}: make_problem")
 
 
@@ -93,7 +94,7 @@ class JsonlTask:
         self._problems = _read_lines(Path(path))
 
     def problems(self, split: Split, seed: int) -> Iterator[Problem]:
-        chosen = [problem for problem in self._problems if split_of(problem.question) == split]
+        chosen = [problem for problem in self._problems if problem.split == split]
         if not chosen:
             raise TaskError(
                 f"{self.name}: none of its {len(self._problems)} questions falls into the {split} "
@@ -194,7 +195,8 @@ def _checked(fields: Mapping[str, Any], family: str, place: str) -> Problem:
         if not isinstance(value, str) or not value.strip():
             raise TaskError(f"{place}: {name} must be a text that is not empty, not {value!r:.80}")
         texts[name] = value
-    steps = fields.get("steps")
-    if steps is not None and not isinstance(steps, str):
-        raise TaskError(f"{place}: steps must be a text, not {steps!r:.80}")
-    return Problem(texts["question"], texts["answer"], family, steps=steps)
+    steps, split_key = (fields.get(name) for name in ("steps", "split_key"))
+    for name, value in (("steps", steps), ("split_key", split_key)):
+        if value is not None and not isinstance(value, str):
+            raise TaskError(f"{place}: {name} must be a text, not {value!r:.80}")
+    return Problem(texts["question"], texts["answer"], family, steps=steps, split_key=split_key)

@@ -1,7 +1,7 @@
 """What a task is: an endless supply of problems with checkable answers, and a verifier.
 
-Train, validation and test are told apart by a hash of the question itself, so they never overlap,
-whatever seeds or settings made them.
+Train, validation and test are told apart by a hash of the question itself, or of what the task says
+makes two questions the same, so they never overlap, whatever seeds or settings made them.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Verdict(StrEnum):
 @dataclass(frozen=True)
 class Problem:
     """One question. steps: a program's own chain of thought that ends in the answer, without tags,
-    None where the task has none. data: what a verifier needs besides the answer."""
+    None where the task has none. data: what a verifier needs besides the answer. split_key: equal
+    for questions that are the same in other words and belong into one split; None: the wording."""
 
     question: str
     answer: str
@@ -40,6 +41,11 @@ class Problem:
     level: int = 0
     steps: str | None = None
     data: Mapping[str, Any] = field(default_factory=dict)
+    split_key: str | None = None
+
+    @property
+    def split(self) -> Split:
+        return split_of(self.question if self.split_key is None else self.split_key)
 
 
 class Task(Protocol):
@@ -58,7 +64,7 @@ class Task(Protocol):
 
 
 def split_of(question: str) -> Split:
-    """The one split a question belongs to."""
+    """The one split a question, or what stands for several of them, belongs to."""
     digest = hashlib.sha256(" ".join(question.split()).encode()).digest()
     part = int.from_bytes(digest[:8], "big") % _PARTS
     return "validation" if part == 0 else "test" if part <= 2 else "train"

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mull.errors import TrainError
+from mull.errors import RecipeError, TrainError
 from mull.model import CausalLM
 from mull.train.recipe_parts import Lora
 
@@ -45,22 +45,9 @@ def inject(model: CausalLM, spec: Lora, *, seed: int = 0) -> list[str]:
     """Adapts, in place, every linear layer with one of the spec's names (without names: every
     projection); nothing else learns.
 
-    Returns their full names. Raises TrainError for a name that no linear layer bears (experts are
-    stacks, not linear layers).
+    Returns their full names. Raises RecipeError as `meant` does.
     """
-    found = {
-        name: module
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and _is_meant(name.rpartition(".")[2], spec)
-    }
-    present = {name.rpartition(".")[2] for name in found}
-    if missing := [layer for layer in spec.layers if layer not in present]:
-        known = sorted(
-            {n.rpartition(".")[2] for n, m in model.named_modules() if isinstance(m, nn.Linear)}
-        )
-        raise TrainError(
-            f"lora.layers names {missing[0]!r}, but the model's linear layers are {known}"
-        )
+    found = meant(model, spec)
     model.requires_grad_(False)
     draw = torch.Generator().manual_seed(seed)
     for name, linear in found.items():
@@ -69,8 +56,22 @@ def inject(model: CausalLM, spec: Lora, *, seed: int = 0) -> list[str]:
     return list(found)
 
 
-def _is_meant(layer: str, spec: Lora) -> bool:
-    return layer in spec.layers if spec.layers else "_proj" in layer
+def meant(model: CausalLM, spec: Lora) -> dict[str, nn.Linear]:
+    """The layers that a spec adapts, by full name. Raises RecipeError for a name that none bears:
+    experts are stacks, and of the head losses take the weight alone."""
+    linear = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name != "lm_head"
+    }
+    known = sorted({name.rpartition(".")[2] for name in linear})
+    if missing := [layer for layer in spec.layers if layer not in known]:
+        raise RecipeError(
+            f"lora.layers names {missing[0]!r}, but the layers that can have adapters are "
+            f"{', '.join(known)}"
+        )
+    wanted = spec.layers or [layer for layer in known if "_proj" in layer]
+    return {name: layer for name, layer in linear.items() if name.rpartition(".")[2] in wanted}
 
 
 def adapters(model: nn.Module) -> Iterator[tuple[str, LoraLinear]]:

@@ -24,14 +24,13 @@ from mull.train.data.tokenizer import SAMPLE_CHARACTERS, train_tokenizer, write_
 from mull.train.data.writer import TraceWriter
 from mull.train.lora import inject, merged_state
 from mull.train.problems import Tasks
-from mull.train.recipe import Recipe
+from mull.train.recipe import OWN, Recipe, spec_of, start_of
 from mull.train.recipe_parts import Lora, ModelSpec
 from mull.train.recipe_stages import Distill, Evaluate, Reject, StageBase
 from mull.train.seeds import seed_of
 from mull.train.sizes import fresh_config
 from mull.weights.save import TOKENIZER_FILES
 
-OWN = "model"  # the recipe's own model, among the names of stages
 # A tokenizer is made from this much text; a few hundred tokens are found in a few pages.
 _CHARACTERS_PER_TOKEN = 2000
 
@@ -60,9 +59,7 @@ class Models:
 
     def start_of(self, stage: StageBase) -> str:
         """The name of the result that a stage begins with."""
-        names = [each.name for each in self._recipe.stages]
-        index = names.index(stage.name)
-        return self.result_of(stage.start or (names[index - 1] if index else OWN))
+        return self.result_of(start_of(self._recipe, stage.name))
 
     def result_of(self, name: str) -> str:
         """The name of the folder that holds a stage's result."""
@@ -79,7 +76,7 @@ class Models:
         spec = stage.student if isinstance(stage, Distill) else None
         name = stage.name if spec is not None else self.start_of(stage)
         opened = self.fresh(spec, name) if spec is not None else self.open(name)
-        lora = (spec or self._recipe.model).lora
+        lora = spec_of(self._recipe, stage.name).lora
         if lora is not None:
             adapt(opened.model, lora, seed=seed_of(self._recipe.seed, stage.name, "lora"))
         return opened
@@ -142,11 +139,12 @@ class Models:
         folder = self._folder / ("tokenizer" if name == OWN else f"tokenizer-{name}")
         if not folder.is_dir():
             source = weights.tokenizer_source(weights.resolve(base))
+            files: Mapping[str, str | bytes]
             if isinstance(source, dict):
                 files = hf_tokenizer_files(source)
             else:
                 found = [source / each for each in TOKENIZER_FILES if (source / each).is_file()]
-                files = {file.name: file.read_text(encoding="utf-8") for file in found}
+                files = {file.name: file.read_bytes() for file in found}
             write_tokenizer(files, folder)
         return folder
 
@@ -174,6 +172,18 @@ def plain(model: CausalLM, *, mtp: bool = True) -> CausalLM:
 
 def save(model: CausalLM, path: Path, tokenizer: Path) -> None:
     weights.save_folder(plain(model), path, tokenizer_files=tokenizer)
+
+
+def refuse_teacher(stage: Distill, teacher: Tokenizer, student: Tokenizer) -> None:
+    """RecipeError where a token of the teacher's means another text to its student."""
+    texts = zip(teacher.vocabulary.texts, student.vocabulary.texts, strict=False)
+    for token, (theirs, ours) in enumerate(texts):
+        if theirs != ours:
+            raise RecipeError(
+                f"stage {stage.name}: token {token} is {theirs[:20]!r} in the teacher's vocabulary "
+                f"and {ours[:20]!r} in the student's; take a teacher of the same vocabulary, or "
+                'learn its answers (form = "sft")'
+            )
 
 
 def refuse_vocabulary(model: CausalLM, writer: TraceWriter) -> None:

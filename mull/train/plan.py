@@ -14,12 +14,11 @@ from mull.errors import WeightsError
 from mull.model import ModelConfig
 from mull.text import Tokenizer
 from mull.train.bill import Bill
-from mull.train.check import check
+from mull.train.check import answering, check
 from mull.train.figures import count, dollars, duration, energy
 from mull.train.flops import step_flops
-from mull.train.models import OWN
 from mull.train.peak import Peak, settled
-from mull.train.recipe import Recipe
+from mull.train.recipe import OWN, Recipe, spec_of
 from mull.train.recipe_parts import ModelSpec
 from mull.train.recipe_stages import (
     Distill,
@@ -110,7 +109,7 @@ def plan(recipe: Recipe, peak: Peak | None = None) -> Plan:
         total,
         active,
         costs,
-        memory_of(recipe, config),
+        memory_of(recipe),
         weights.available_memory(),
         line["seconds"],
         line["joules"],
@@ -141,19 +140,19 @@ def _base_config(base: str) -> ModelConfig:
         return ModelConfig.from_dict(known.config)
 
 
-def memory_of(recipe: Recipe, config: ModelConfig) -> Memory:
-    parameters = config.parameter_count(mtp=True)[0]
-    trained = _trained(recipe, config, parameters)
-    activations = [_activation_bytes(stage, config) for stage in recipe.stages]
-    per_token = config.num_hidden_layers * config.cache_values_per_layer * 4
+def memory_of(recipe: Recipe) -> Memory:
+    """Of the largest of everything, whichever stage that is in."""
+    worked_on = [(stage, _config_of(recipe, stage.name)) for stage in recipe.stages]
+    answers = [(stage, config) for stage in recipe.stages for config in _answering(recipe, stage)]
     return Memory(
-        weights=4 * parameters,
-        standing=max((_standing_bytes(recipe, stage) for stage in recipe.stages), default=0),
+        weights=max(_whole_bytes(config) for _, config in [*worked_on, *answers]),
+        standing=max(_standing_bytes(recipe, stage) for stage in recipe.stages),
         # The gradient, and AdamW's two moments.
-        optimiser=4 * 3 * trained,
-        activations=max(activations, default=0),
-        cache=max((_cached_tokens(stage) for stage in recipe.stages), default=0) * per_token
-        + 4 * parameters,
+        optimiser=max(
+            4 * 3 * _trained(spec_of(recipe, stage.name), config) for stage, config in worked_on
+        ),
+        activations=max(_activation_bytes(stage, config) for stage, config in worked_on),
+        cache=max((_rollout_bytes(stage, config) for stage, config in answers), default=0),
     )
 
 
@@ -182,15 +181,13 @@ def describe(plan: Plan) -> str:
 
 
 def _cost(recipe: Recipe, stage: StageBase, peak: Peak) -> StageCost:
-    config = _config_of(recipe, stage)
     tokens, sampled = _learnt(recipe, stage), _sampled(recipe, stage)
     length = _length(stage)
-    learn = _learning_flops(recipe, stage, config, tokens)
-    if isinstance(stage, Distill) and recipe.model.base is None:
-        config = model_config(recipe, recipe.model)  # the teacher answers
-    if isinstance(stage, Distill) and "://" in stage.teacher:
-        sampled = 0  # elsewhere, and on another bill
-    sample = _sampling_flops(config, sampled, length)
+    learn = _learning_flops(recipe, stage, tokens)
+    configs = _answering(recipe, stage)
+    if not configs:
+        sampled = 0  # none, or elsewhere and on another bill
+    sample = sum(_sampling_flops(config, sampled, length) / len(configs) for config in configs)
     seconds = 0.0
     if isinstance(stage, TrainedStage):
         seconds = learn / (peak.gflop_per_s(stage.precision) * 1e9 * _UPDATE_SHARE)
@@ -202,15 +199,22 @@ def _cost(recipe: Recipe, stage: StageBase, peak: Peak) -> StageCost:
     return StageCost(stage.name, stage.kind, tokens, sampled, learn, sample, seconds)
 
 
-def _config_of(recipe: Recipe, stage: StageBase) -> ModelConfig:
-    student = stage.student if isinstance(stage, Distill) else None
-    return model_config(recipe, student or recipe.model)
+def _config_of(recipe: Recipe, name: str) -> ModelConfig:
+    """Of a stage's model, of the recipe's own, or of any that mull loads."""
+    if name == OWN or name in (stage.name for stage in recipe.stages):
+        return model_config(recipe, spec_of(recipe, name))
+    return _base_config(name)
 
 
-def _learning_flops(recipe: Recipe, stage: StageBase, config: ModelConfig, tokens: int) -> float:
+def _answering(recipe: Recipe, stage: StageBase) -> list[ModelConfig]:
+    """Of the models that answer here."""
+    return [_config_of(recipe, name) for name in answering(recipe, stage) if "://" not in name]
+
+
+def _learning_flops(recipe: Recipe, stage: StageBase, tokens: int) -> float:
     if not tokens:
         return 0.0
-    length = _length(stage)
+    config, length = _config_of(recipe, stage.name), _length(stage)
     passes = _mtp_passes(stage, config)
     one = step_flops(
         config,
@@ -218,7 +222,7 @@ def _learning_flops(recipe: Recipe, stage: StageBase, config: ModelConfig, token
         length,
         mtp_targets=length if passes else 0,
         mtp_passes=passes,
-        frozen=recipe.model.lora is not None,
+        frozen=spec_of(recipe, stage.name).lora is not None,
         only_mtp=isinstance(stage, LearnStage) and stage.learns == "mtp",
     )
     return one * tokens / length
@@ -294,18 +298,14 @@ def _length(stage: StageBase) -> int:
 def _standing_bytes(recipe: Recipe, stage: StageBase) -> int:
     """In float32, as everything that is trained: a reference is a copy without MTP."""
     if isinstance(stage, Rl) and stage.kl:
-        return 4 * _config_of(recipe, stage).parameter_count(mtp=False)[0]
-    if isinstance(stage, Distill) and stage.form == "on_policy" and "://" not in stage.teacher:
-        return 4 * _teacher_config(recipe, stage.teacher).parameter_count(mtp=True)[0]
+        return 4 * _config_of(recipe, stage.name).parameter_count(mtp=False)[0]
+    if isinstance(stage, Distill) and stage.form == "on_policy":
+        return _whole_bytes(_config_of(recipe, stage.teacher))
     return 0
 
 
-def _teacher_config(recipe: Recipe, teacher: str) -> ModelConfig:
-    """Of a stage's result, of the recipe's own model, or of any that mull loads."""
-    stages = {stage.name: stage for stage in recipe.stages}
-    if teacher in stages:
-        return _config_of(recipe, stages[teacher])
-    return model_config(recipe, recipe.model) if teacher == OWN else _base_config(teacher)
+def _whole_bytes(config: ModelConfig) -> int:
+    return 4 * config.parameter_count(mtp=True)[0]
 
 
 def _activation_bytes(stage: StageBase, config: ModelConfig) -> int:
@@ -329,21 +329,22 @@ def _pass_tokens(stage: StageBase) -> int:
     return 0
 
 
-def _cached_tokens(stage: StageBase) -> int:
+def _rollout_bytes(stage: StageBase, config: ModelConfig) -> int:
+    """The weights as the engine has them, and the keys of all answers at once."""
     sampling = getattr(stage, "sampling", None)
-    if sampling is None:
-        return 0
+    assert sampling is not None  # the stage asks
     running = stage.questions * stage.group if isinstance(stage, Rl) else _RUNNING
-    return min(running, _RUNNING) * (_QUESTION_TOKENS + sampling.max_tokens)
+    tokens = min(running, _RUNNING) * (_QUESTION_TOKENS + sampling.max_tokens)
+    per_token = config.num_hidden_layers * config.cache_values_per_layer * 4
+    return int(tokens * per_token) + _whole_bytes(config)
 
 
-def _trained(recipe: Recipe, config: ModelConfig, parameters: int) -> int:
-    lora = recipe.model.lora
-    if lora is None:
-        return parameters
+def _trained(spec: ModelSpec, config: ModelConfig) -> int:
+    if spec.lora is None:
+        return config.parameter_count(mtp=True)[0]
     width = config.hidden_size
-    layers = len(lora.layers) or _PROJECTIONS
-    return config.num_hidden_layers * layers * lora.rank * 2 * width * 2
+    layers = len(spec.lora.layers) or _PROJECTIONS
+    return config.num_hidden_layers * layers * spec.lora.rank * 2 * width * 2
 
 
 def _gb(size: int) -> str:

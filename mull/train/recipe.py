@@ -11,6 +11,8 @@ from pydantic import Field, model_validator
 from mull.train.recipe_parts import Budget, Machine, ModelSpec, Name, Table, TaskSpec, TokenizerSpec
 from mull.train.recipe_stages import Distill, Reject, Stage
 
+OWN = "model"  # the recipe's own model, among the names of stages
+
 
 class Recipe(Table):
     name: Name
@@ -25,7 +27,7 @@ class Recipe(Table):
 
     @model_validator(mode="after")
     def _references(self) -> Recipe:
-        seen = ["model"]
+        seen = [OWN]
         keeping: list[str] = []
         for stage in self.stages:
             where = f"stage {stage.name}"
@@ -55,6 +57,24 @@ class Recipe(Table):
                 keeping.append(stage.name)
             seen.append(stage.name)
         return self
+
+
+def start_of(recipe: Recipe, name: str) -> str:
+    """The name of what the stage of that name begins with: another stage, or OWN."""
+    names = [stage.name for stage in recipe.stages]
+    index = names.index(name)
+    return recipe.stages[index].start or (names[index - 1] if index else OWN)
+
+
+def spec_of(recipe: Recipe, name: str) -> ModelSpec:
+    """Of the recipe's own model, or of the one that a stage works on: a student's, or of what its
+    row of stages began with."""
+    if name == OWN:
+        return recipe.model
+    stage = next(stage for stage in recipe.stages if stage.name == name)
+    if isinstance(stage, Distill) and stage.student is not None:
+        return stage.student
+    return spec_of(recipe, start_of(recipe, name))
 
 
 def _known(name: str, names: Sequence[str], where: str) -> None:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Positive = Annotated[int, Field(gt=0)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
+Momentum = Annotated[float, Field(ge=0.0, lt=1.0)]  # at 1 nothing new ever counts
 Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}$")]
 Budget = Annotated[str, Field(pattern=r"^(\d+(\.\d+)?(s|m|h)|\$\d+(\.\d+)?)$")]
 
@@ -17,7 +18,7 @@ Form = Literal["chat", "worked", "guess", "skipped", "slips", "recheck", "malfor
 
 
 class Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class Lora(Table):
@@ -25,7 +26,7 @@ class Lora(Table):
     every projection of attention and MLP."""
 
     rank: Positive = 16
-    alpha: float = 32.0
+    alpha: Annotated[float, Field(gt=0)] = 32.0
     layers: tuple[str, ...] = ()
 
 
@@ -108,6 +109,8 @@ class DataSpec(Table):
         given = [bool(self.text), bool(self.chat), bool(self.parquet)]
         if sum([*given, self.task is not None, self.stage is not None]) != 1:
             raise ValueError("give exactly one of text, chat, parquet, task and stage")
+        if not any(self.forms.values()):
+            raise ValueError("every share of forms is 0; give at least one form a share")
         return self
 
 
@@ -122,8 +125,8 @@ class Optimiser(Table):
     name: Literal["adamw", "muon"] = "adamw"
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     adamw_learning_rate: Annotated[float, Field(gt=0)] = 4e-3
-    betas: tuple[float, float] = (0.9, 0.95)
-    momentum: float = 0.95
+    betas: tuple[Momentum, Momentum] = (0.9, 0.95)
+    momentum: Momentum = 0.95
     weight_decay: Annotated[float, Field(ge=0)] = 0.0
     clip: Annotated[float, Field(gt=0)] = 1.0
     warmup: Annotated[int, Field(ge=0)] = 10
@@ -158,10 +161,10 @@ class Rewards(Table):
     script, of every answer that came to an end. overlong: at most this penalty, growing over the
     last `overlong_tokens` of the room (DAPO eq. 13)."""
 
-    correct: float = 1.0
-    format: float = 0.1
-    language: float = 0.0
-    overlong: float = 0.0
+    correct: Annotated[float, Field(gt=0)] = 1.0
+    format: Annotated[float, Field(ge=0)] = 0.1
+    language: Annotated[float, Field(ge=0)] = 0.0
+    overlong: Annotated[float, Field(ge=0)] = 0.0
     overlong_tokens: Positive = 32
 
 

@@ -61,7 +61,7 @@ class LearnStage(TrainedStage):
     epochs: Positive | None = None
     validate_every: Annotated[int, Field(ge=0)] = 0
     batch_tokens: Positive = 8192
-    max_length: Positive = 512
+    max_length: Annotated[int, Field(ge=2)] = 512
     mtp_weight: Annotated[float, Field(ge=0)] = 0.3
     mtp_passes: Annotated[int, Field(ge=1, le=8)] = 1
     learns: Literal["all", "mtp"] = "all"
@@ -121,7 +121,7 @@ class Rl(TrainedStage):
     focus: Annotated[float, Field(ge=0, le=_MOST_FOCUS)] = 0.0
     staleness: Annotated[int, Field(ge=0)] = 0
     importance_cap: Annotated[float, Field(gt=0)] = 2.0
-    gap_alarm: float = 0.1
+    gap_alarm: Annotated[float, Field(gt=0)] = 0.1
     replay_routing: bool = True
     rollout_precision: Literal["fp32", "bf16", "q8", "q4"] = "fp32"
 
@@ -185,6 +185,12 @@ class Distill(LearnStage):
             raise ValueError(
                 "an API does not give the probabilities that on-policy distillation needs; "
                 'use form = "sft"'
+            )
+        if 0 < self.sampling.temperature < _LEAST_TEMPERATURE:
+            raise ValueError(
+                f"sampling.temperature is {self.sampling.temperature:g}, at which nothing but the "
+                f"likeliest token is left to compare: set it to {_LEAST_TEMPERATURE} or more, or "
+                "to 0 for the student's likeliest answers"
             )
         for key in ("data", "spread", "validate_every"):
             if getattr(self, key) != type(self).model_fields[key].default:

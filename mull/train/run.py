@@ -32,7 +32,7 @@ from mull.train.metrics import Metrics
 from mull.train.models import Models
 from mull.train.peak import Peak
 from mull.train.problems import Tasks
-from mull.train.recipe import Recipe
+from mull.train.recipe import OWN, Recipe
 from mull.train.recipe_stages import Distill, Evaluate, Pretrain, Reject, Rl, Sft, Stage
 from mull.train.run_folder import Discarded, RunFolder
 from mull.train.session import Session, StopAsked, save_checkpoint
@@ -139,7 +139,7 @@ _STAGES: dict[type, Any] = {
 def _finish(session: Session, last: Stage) -> Path:
     """`final/`: a copy of the last stage's result."""
     name = session.models.result_of(last.name)
-    if name == run_models.OWN:
+    if name == OWN:
         opened = session.models.open(name)
         return _put_final(session, opened.model, opened.tokenizer)
     scratch = session.folder.path / "final.new"

@@ -31,13 +31,13 @@ def fresh_config(spec: ModelSpec, vocab_size: int, *, bos: int, eos: int) -> Mod
     unknown = sorted(set(spec.sizes) - set(values))
     if unknown:
         raise RecipeError(
-            f"model.sizes.{unknown[0]} is no size of this architecture: use one of "
+            f"sizes.{unknown[0]} is no size of this architecture: use one of "
             f"{', '.join(sorted(values))}"
         )
     try:
         return ModelConfig.from_dict(values | spec.sizes)
     except ModelError as error:
-        raise RecipeError(f"model.sizes: {error}") from None
+        raise RecipeError(f"sizes: {error}") from None
 
 
 def _width(depth: int) -> int:

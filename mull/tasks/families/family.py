@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from mull.errors import TaskError
-from mull.tasks.task import Problem, Split, Verdict, split_of
+from mull.tasks.task import Problem, Split, Verdict
 from mull.tasks.verify import judge
 
 # Without one new question of the wanted split in so many draws the settings leave none to find.
@@ -48,7 +48,7 @@ class Family(ABC):
         misses = 0
         while misses < _MAX_DRAWS:
             problem = self.make(rng, rng.randint(*self.levels))
-            if split_of(problem.question) == split:
+            if problem.split == split:
                 misses = 0
                 yield problem
             else:

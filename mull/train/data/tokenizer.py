@@ -90,7 +90,7 @@ def train_tokenizer(texts: Iterable[str], spec: TokenizerSpec) -> dict[str, str]
     return _files(backend)
 
 
-def write_tokenizer(files: Mapping[str, str], folder: Path) -> None:
+def write_tokenizer(files: Mapping[str, str | bytes], folder: Path) -> None:
     """Writes the files into a new folder, all or nothing; TrainError where the disk refuses."""
     temporary = None
     try:
@@ -99,7 +99,7 @@ def write_tokenizer(files: Mapping[str, str], folder: Path) -> None:
         temporary.chmod(0o755)
         for name, content in files.items():
             with (temporary / name).open("xb") as file:
-                file.write(content.encode())
+                file.write(content if isinstance(content, bytes) else content.encode())
                 file.flush()
                 os.fsync(file.fileno())
         temporary.rename(folder)

@@ -16,8 +16,9 @@ from mull.model import CausalLM
 from mull.train.algorithms import TeacherDivergence
 from mull.train.batch import Example
 from mull.train.data.writer import TraceWriter
-from mull.train.models import OWN, load, writer_of
+from mull.train.models import load, refuse_teacher, writer_of
 from mull.train.problems import Questions
+from mull.train.recipe import OWN
 from mull.train.recipe_parts import DataSpec
 from mull.train.recipe_stages import Distill
 from mull.train.rewards import Judge
@@ -78,10 +79,11 @@ def _opened(session: Session, teacher: str) -> tuple[CausalLM, TraceWriter]:
 def _on_policy(session: Session, stage: Distill, checkpoint: Checkpoint | None) -> Trainee:
     """The student answers, the teacher says at every token what it would have said."""
     assert stage.steps is not None  # the recipe is refused otherwise
-    teacher: CausalLM = _opened(session, stage.teacher)[0].requires_grad_(False).eval()
-    objective = TeacherDivergence(teacher)
+    teacher, writer = _opened(session, stage.teacher)
+    objective = TeacherDivergence(teacher.requires_grad_(False).eval())
     temperature = stage.sampling.temperature or 1.0
     trainee = Trainee(session, stage, stage.steps, temperature=temperature)
+    refuse_teacher(stage, writer.tokenizer, trainee.writer.tokenizer)
     done = 0
     if checkpoint is not None:
         trainee.restore(checkpoint, checkpoint.facts["stage"])

@@ -18,8 +18,7 @@ from torch import Tensor
 from mull.errors import TaskError
 from mull.tasks import Problem, Verdict
 from mull.train.metrics import Sample
-from mull.train.models import OWN
-from mull.train.recipe import Recipe
+from mull.train.recipe import OWN, Recipe
 from mull.train.recipe_parts import Rewards
 from mull.train.recipe_stages import Evaluate, LearnStage, Reject
 from mull.train.rewards import Judge, Judged
