@@ -20,6 +20,7 @@ from text_oracles import (
 
 from mull.errors import TextError
 from mull.text import Tokenizer
+from mull.text.prompt import PromptBuilder
 from mull.text.vocabulary import BYTE_OF_CHAR
 
 # bytes SmolLM2's vocabulary has no token for; they fall out of a text, as in llama.cpp
@@ -246,6 +247,32 @@ def test_a_token_added_after_structure_keeps_its_id(tmp_path: Path) -> None:
 def test_a_word_with_the_id_of_an_end_token_is_out_of_reach_too(tmp_path: Path) -> None:
     model = {"type": "WordLevel", "vocab": {**WORDS, "bye": 2}, "unk_token": "<unk>"}
     assert Tokenizer.from_folder(write_tokenizer(tmp_path, model)).encode("hi bye") == [8, 0]
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_a_space_goes_before_the_texts_that_the_file_says(
+    tmp_path: Path, scheme: str, is_nested: bool
+) -> None:
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": True}
+    nested = {"type": "Sequence", "pretokenizers": [metaspace]}
+    vocab = {text: i for i, text in enumerate((*STRUCTURE, *"▁hi\n"))}
+    folder = write_tokenizer(
+        tmp_path,
+        {"type": "BPE", "vocab": vocab, "merges": [], "unk_token": "<unk>"},
+        pre_tokenizer=nested if is_nested else metaspace,
+        decoder=metaspace,
+    )
+    oracle = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ours = Tokenizer.from_folder(folder)
+    for text in ("<s>\nhi</s>\nhi", "hi", "hi</s>hi", " hi<s> hi", "<s>", ""):
+        expected = oracle.encode(text, add_special_tokens=False).ids
+        assert ours.encode(text, allow_special=True) == expected, text
+        prompt = PromptBuilder(ours)
+        prompt.trusted(text)
+        assert prompt.build() == expected, text
+        after = [1, *ours.encode(text, allow_special=True, continues=True)]
+        assert after == oracle.encode("<s>" + text, add_special_tokens=False).ids, text
 
 
 def test_user_defined_tokens_are_matched_in_plain_text_but_tags_are_not(tmp_path: Path) -> None:
