@@ -46,6 +46,8 @@ def read(folder: Path) -> tuple[Vocabulary, BackendTokenizer, str | None]:
     kinds |= dict.fromkeys(vocabulary.end_ids(eos), Kind.CONTROL)
     vocabulary = Vocabulary(texts, kinds)
     vocabulary.eos_ids = vocabulary.end_ids(eos)
+    named = special_tokens(folder).items()
+    vocabulary.named = {name: ids[text] for name, text in named if text in ids}
     plain = _without_structure(data, vocabulary, path)
     bos = _token_text(config.get("bos_token")) or _token_text(special_map.get("bos_token"))
     vocabulary.bos_id = ids.get(bos) if bos else None

@@ -19,6 +19,7 @@ from .tokenizer import Tokenizer
 
 # Noncharacters and private use: legal in strings, meaningless in text.
 _MARKERS = [chr(c) for c in (*range(0xFDD0, 0xFDF0), *range(0xE000, 0xF900))]
+_ESCAPE = re.compile(r"\\u[0-9a-f]{4}")
 
 
 class JinjaTemplate(ChatTemplate):
@@ -30,6 +31,10 @@ class JinjaTemplate(ChatTemplate):
         super().__init__(tokenizer)
         self._sandbox = JinjaSandbox(source, seconds=seconds)
         self._source = source
+        vocabulary = tokenizer.vocabulary
+        self._named_tokens = {
+            f"{name}_token": vocabulary.texts[token] for name, token in vocabulary.named.items()
+        }
         self._look_alikes = LookAlikes(tokenizer.special_ids)
         self.thinks = "<think>" in source or "enable_thinking" in source
         self.tool_format = _tool_format(source)
@@ -54,8 +59,9 @@ class JinjaTemplate(ChatTemplate):
                 "messages": self._look_alikes.broken(plain, marker),
                 "tools": self._look_alikes.broken(declared, marker) if tools else None,
                 "add_generation_prompt": add_generation_prompt or continue_last,
-                "bos_token": self._token_text(self.tokenizer.bos_id),
-                "eos_token": self._token_text(min(self.tokenizer.eos_ids, default=None)),
+                "bos_token": "",
+                "eos_token": "",
+                **self._named_tokens,
                 **({} if thinking is None else {"enable_thinking": thinking, "thinking": thinking}),
             }
         )
@@ -64,7 +70,7 @@ class JinjaTemplate(ChatTemplate):
             if isinstance(part, int):
                 prompt.ids([part])
             else:
-                prompt.untrusted(part.replace(marker, ""))
+                prompt.untrusted(part.replace(marker, "").replace(_escaped(marker), ""))
         opened = self._is_open(text)
         if started is not None:
             return self._continue(prompt, started, text)
@@ -95,9 +101,6 @@ class JinjaTemplate(ChatTemplate):
     def _is_open(self, rendered: str) -> bool:
         """Whether the rendered prompt ends inside a thinking that it opened."""
         return rendered.rstrip().endswith(self.think_open)
-
-    def _token_text(self, token: int | None) -> str:
-        return self.tokenizer.vocabulary.texts[token] if token is not None else ""
 
 
 class LookAlikes:
@@ -176,12 +179,18 @@ def _value(arguments: str) -> Any:
 
 
 def _unused_marker(*values: Any) -> str:
-    """A marker character that occurs nowhere in `values`."""
-    used = set().union(*(set(text) for text in _texts(values)))
+    """A marker character that occurs nowhere in `values`, nor as JSON may escape it."""
+    used: set[str] = set()
+    for text in _texts(values):
+        used |= {*text, *_ESCAPE.findall(text)}
     for marker in _MARKERS:
-        if marker not in used:
+        if not used & {marker, _escaped(marker)}:
             return marker
     raise TextError("the messages use every private character there is; remove some")
+
+
+def _escaped(marker: str) -> str:
+    return json.dumps(marker)[1:-1]
 
 
 def _texts(value: Any) -> Iterable[str]:
