@@ -1,10 +1,13 @@
 """Templates of unknown origin: what they may do, and that nothing else works."""
 
 import json
+import tracemalloc
 from pathlib import Path
 
 import pytest
 import transformers
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from text_vocabularies import QWEN, tiny
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as BackendTokenizer
@@ -12,7 +15,7 @@ from tokenizers import Tokenizer as BackendTokenizer
 from mull.errors import TextError
 from mull.text import Tokenizer
 from mull.text.jinja_sandbox import MAX_SOURCE_CHARS, JinjaSandbox
-from mull.text.template_jinja import JinjaTemplate
+from mull.text.template_jinja import JinjaTemplate, LookAlikes
 from mull.text.vocabulary import BYTE_OF_CHAR
 
 VARIABLES = {"messages": [{"role": "user", "content": "hi"}], "xs": [1, 2]}
@@ -187,3 +190,34 @@ def test_the_end_token_of_a_gguf_is_the_one_it_names() -> None:
     assert tokenizer.eos_ids == {256, 257}
     prompt = JinjaTemplate(tokenizer, "{{ eos_token }}").render([{"role": "user", "content": "x"}])
     assert tokenizer.decode(prompt.ids) == "<|im_end|>"
+
+
+_SHORT = st.text("<aB|>Σς", max_size=7)
+
+
+@settings(derandomize=True, max_examples=500, deadline=None)
+@given(st.lists(_SHORT, max_size=4), _SHORT)
+def test_a_text_is_marked_where_a_template_could_make_it_a_token(
+    tokens: list[str], text: str
+) -> None:
+    tokens = [token for token in tokens if len(token) > 1]
+    parts = [(t[:n].casefold(), t[n:].casefold()) for t in tokens for n in range(1, len(t))]
+    folded = text.casefold()
+    lies_within = text != "" and any(
+        folded in token.casefold() and len(text) < max(map(len, tokens)) for token in tokens
+    )
+    broken = LookAlikes(tokens).broken(text, "#")
+    inside = LookAlikes(tokens).broken(text, "#", key="role")
+    before = any(folded.startswith(tail) for _, tail in parts) or lies_within
+    after = any(folded.endswith(head) for head, _ in parts) or lies_within
+    assert broken == "#" * before + inside + "#" * after
+
+
+def test_long_tokens_of_structure_take_no_more_memory_than_they_are_long() -> None:
+    tokens = ["<" + "a" * 60_000 + end for end in "xyz"]
+    tracemalloc.start()
+    look_alikes = LookAlikes(tokens)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 30 * sum(map(len, tokens))
+    assert look_alikes.broken(tokens[0][:-1], "#").endswith("a#")

@@ -7,6 +7,7 @@ rendered string, the markers are taken out again and what is left is encoded as 
 
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -112,15 +113,17 @@ class LookAlikes:
     """
 
     def __init__(self, structural: Iterable[str]) -> None:
-        self._tokens = [t for t in structural if len(t) > 1]
-        firsts = {t[0] for t in self._tokens if not t[0].isalnum()}
-        wordy = {t for t in self._tokens if t[0].isalnum()}
+        tokens = [t for t in structural if len(t) > 1]
+        firsts = {t[0] for t in tokens if not t[0].isalnum()}
+        wordy = {t for t in tokens if t[0].isalnum()}
         # a word-like token is broken as a whole: its first letter is everywhere
         starts = [re.escape(f) for f in firsts] + [f"{t[0]}(?={re.escape(t[1:])})" for t in wordy]
         self._starts = re.compile("|".join(starts) or "(?!)", re.IGNORECASE)
-        self._heads = {t[:n].lower() for t in self._tokens for n in range(1, len(t))}
-        self._tails = {t[n:].lower() for t in self._tokens for n in range(1, len(t))}
-        self._longest = max(map(len, self._tokens), default=0)
+        # folded, not lower: what a part becomes does not depend on what stands around it
+        folded = {t.casefold() for t in tokens}
+        self._beginnings = _Beginnings(folded)
+        self._endings = _Beginnings({t[::-1] for t in folded})
+        self._longest = max(map(len, folded), default=0)
 
     def broken(self, value: Any, marker: str, *, key: str = "") -> Any:
         """`value` (JSON) with every text in it broken.
@@ -142,11 +145,29 @@ class LookAlikes:
         return self._starts.sub(lambda found: marker + found.group() + marker, text)
 
     def _ends(self, text: str, inside: str, marker: str) -> str:
-        low = text[: self._longest].lower(), text[-self._longest :].lower()
-        before = any(low[0][:n] in self._tails for n in range(1, len(low[0]) + 1))
-        after = any(low[1][-n:] in self._heads for n in range(1, len(low[1]) + 1))
-        within = 0 < len(text) < self._longest and any(low[0] in t.lower() for t in self._tokens)
+        start, end = text[: self._longest].casefold(), text[-self._longest :].casefold()
+        before = self._endings.ends(start[::-1])
+        after = self._beginnings.ends(end)
+        within = 0 < len(text) < self._longest and any(start in t for t in self._beginnings.tokens)
         return marker * (before or within) + inside + marker * (after or within)
+
+
+class _Beginnings:
+    """The beginnings of tokens; kept as the tokens themselves, in order, for there may be many."""
+
+    def __init__(self, tokens: set[str]) -> None:
+        self.tokens = sorted(tokens)
+        self._firsts = {t[0] for t in tokens}
+
+    def ends(self, text: str) -> bool:
+        """Whether `text` ends with a beginning of a token, which is not the whole token."""
+        return any(
+            char in self._firsts and self._begin(text[index:]) for index, char in enumerate(text)
+        )
+
+    def _begin(self, text: str) -> bool:
+        next_one = bisect_right(self.tokens, text)
+        return next_one < len(self.tokens) and self.tokens[next_one].startswith(text)
 
 
 def _as_dict(message: Message, wants_objects: bool) -> dict[str, Any]:
