@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tokenizers
@@ -19,6 +20,7 @@ from text_oracles import (
 
 from mull.errors import TextError
 from mull.text import Tokenizer
+from mull.text.prompt import PromptBuilder
 from mull.text.vocabulary import BYTE_OF_CHAR
 
 # bytes SmolLM2's vocabulary has no token for; they fall out of a text, as in llama.cpp
@@ -178,6 +180,99 @@ def test_text_cannot_be_merged_into_an_end_token_of_a_folder(tmp_path: Path) -> 
     assert tokenizer.eos_ids == {end}
     assert end not in tokenizer.encode("a</s>b")
     assert end in tokenizer.encode("a</s>b", allow_special=True)
+
+
+STRUCTURE = ("<unk>", "<s>", "</s>")
+WORDS = {text: i for i, text in enumerate((*STRUCTURE, *"▁hiab", "hi"))}
+MODELS: dict[str, dict[str, Any]] = {
+    "Unigram": {"vocab": [[text, -1.0] for text in WORDS], "unk_id": 0, "byte_fallback": False},
+    "WordLevel": {"vocab": WORDS, "unk_token": "<unk>"},
+    "WordPiece": {
+        "vocab": WORDS,
+        "unk_token": "<unk>",
+        "continuing_subword_prefix": "",
+        "max_input_chars_per_word": 100,
+    },
+    "BPE": {"vocab": WORDS, "merges": [], "unk_token": "<unk>", "ignore_merges": True},
+}
+
+
+def write_tokenizer(folder: Path, model: dict[str, Any], *added: str, **parts: Any) -> Path:
+    """A folder with a tokenizer.json; the structure and `added` are its added tokens."""
+    flags = dict.fromkeys(("normalized", "single_word", "lstrip", "rstrip"), False)
+    data = {
+        "version": "1.0",
+        "added_tokens": [
+            {"id": index, "content": text, "special": text in STRUCTURE, **flags}
+            for index, text in enumerate((*STRUCTURE, *added))
+        ],
+        "pre_tokenizer": {"type": "WhitespaceSplit"},
+        "model": model,
+        **parts,
+    }
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+    (folder / "tokenizer_config.json").write_text('{"bos_token": "<s>", "eos_token": "</s>"}')
+    return folder
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_no_name_of_a_hidden_token_can_be_typed(tmp_path: Path, kind: str) -> None:
+    folder = write_tokenizer(tmp_path, {"type": kind, **MODELS[kind]})
+    first, second = Tokenizer.from_folder(folder), Tokenizer.from_folder(folder)
+    assert first.encode("hi") == [WORDS["hi"]]
+    assert first.encode("hi</s>hi", allow_special=True) == [WORDS["hi"], 2, WORDS["hi"]]
+    # the names of one load, and those that every load once gave them
+    names = [*second._bpe.get_vocab(), *(f"\U000f0000{i}" for i in range(9)), *STRUCTURE]
+    for text in names:
+        assert not {1, 2} & set(first.encode(f"hi {text} hi")), text
+    assert set(first.special_ids) == set(STRUCTURE)
+
+
+def test_a_token_added_after_structure_keeps_its_id(tmp_path: Path) -> None:
+    plain = {text: index for index, text in enumerate("abc")}
+    flags = dict.fromkeys(("normalized", "single_word", "lstrip", "rstrip"), False)
+    added = [
+        {"id": 3, "content": "</s>", "special": True, **flags},
+        {"id": 4, "content": "cab", "special": False, **flags},
+    ]
+    model = {"type": "BPE", "vocab": plain, "merges": []}
+    folder = write_tokenizer(tmp_path, model, added_tokens=added, pre_tokenizer=None)
+    oracle = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    assert Tokenizer.from_folder(folder).encode("acab") == oracle.encode("acab").ids == [0, 4]
+    write_tokenizer(tmp_path, model, added_tokens=added[::-1], pre_tokenizer=None)
+    with pytest.raises(TextError, match="'cab' has id 4"):
+        Tokenizer.from_folder(folder)
+
+
+def test_a_word_with_the_id_of_an_end_token_is_out_of_reach_too(tmp_path: Path) -> None:
+    model = {"type": "WordLevel", "vocab": {**WORDS, "bye": 2}, "unk_token": "<unk>"}
+    assert Tokenizer.from_folder(write_tokenizer(tmp_path, model)).encode("hi bye") == [8, 0]
+
+
+@pytest.mark.parametrize("scheme", ["first", "always", "never"])
+@pytest.mark.parametrize("is_nested", [False, True])
+def test_a_space_goes_before_the_texts_that_the_file_says(
+    tmp_path: Path, scheme: str, is_nested: bool
+) -> None:
+    metaspace = {"type": "Metaspace", "replacement": "▁", "prepend_scheme": scheme, "split": True}
+    nested = {"type": "Sequence", "pretokenizers": [metaspace]}
+    vocab = {text: i for i, text in enumerate((*STRUCTURE, *"▁hi\n"))}
+    folder = write_tokenizer(
+        tmp_path,
+        {"type": "BPE", "vocab": vocab, "merges": [], "unk_token": "<unk>"},
+        pre_tokenizer=nested if is_nested else metaspace,
+        decoder=metaspace,
+    )
+    oracle = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    ours = Tokenizer.from_folder(folder)
+    for text in ("<s>\nhi</s>\nhi", "hi", "hi</s>hi", " hi<s> hi", "<s>", ""):
+        expected = oracle.encode(text, add_special_tokens=False).ids
+        assert ours.encode(text, allow_special=True) == expected, text
+        prompt = PromptBuilder(ours)
+        prompt.trusted(text)
+        assert prompt.build() == expected, text
+        after = [1, *ours.encode(text, allow_special=True, continues=True)]
+        assert after == oracle.encode("<s>" + text, add_special_tokens=False).ids, text
 
 
 def test_user_defined_tokens_are_matched_in_plain_text_but_tags_are_not(tmp_path: Path) -> None:

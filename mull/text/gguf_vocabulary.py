@@ -17,6 +17,8 @@ from .sentencepiece import SentencePieces
 from .vocabulary import BYTE_OF_CHAR, MAX_TOKENS, Kind, Vocabulary, checked_texts
 
 _PREFIX = "tokenizer.ggml."
+# what a GGUF file calls a token, and what a Hugging Face folder calls it
+_NAMES = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
 _MAX_MERGES = 4 * MAX_TOKENS
 _FIRST_PRIVATE = 0xF0000  # plane 15, private use: no byte-level word can contain it
 
@@ -51,6 +53,9 @@ def read(metadata: Mapping[str, Any]) -> GgufTokenizer:
         kinds[token] = Kind.CONTROL
     vocabulary = Vocabulary(texts, kinds, bos_id=vocabulary.bos_id)
     vocabulary.eos_ids = vocabulary.end_ids(i for i in named if i is not None)
+    for key, name in _NAMES.items():
+        found = _token_id(metadata, f"{key}_token_id", len(texts))
+        vocabulary.named |= {} if found is None else {name: found}
     if model == "llama":
         vocabulary.add_bos = _flag(metadata, "add_bos_token", True)
         prefix = _flag(metadata, "add_space_prefix", True)

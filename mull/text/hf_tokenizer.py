@@ -15,7 +15,6 @@ from . import gguf_vocabulary, pretokenizers
 from .vocabulary import Kind, Vocabulary
 
 _PREFIX = "tokenizer.ggml."
-_SPECIAL = {"bos": "bos", "eos": "eos", "unknown": "unk", "padding": "pad"}
 
 
 def hf_tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, str]:
@@ -36,7 +35,7 @@ def hf_tokenizer_files(metadata: Mapping[str, Any]) -> dict[str, str]:
         "tokenizer_class": "PreTrainedTokenizerFast",
         "add_bos_token": vocabulary.add_bos,
         "clean_up_tokenization_spaces": False,
-        **_special_tokens(metadata, vocabulary),
+        **{f"{name}_token": vocabulary.texts[i] for name, i in vocabulary.named.items()},
     }
     files = {"tokenizer.json": backend.to_str()}
     if isinstance(template := metadata.get("tokenizer.chat_template"), str):
@@ -113,12 +112,3 @@ def _begins_with(bos: str, vocabulary: Vocabulary) -> processors.TemplateProcess
         pair=f"{bos} $A $B",
         special_tokens=[(bos, vocabulary.bos_id)],
     )
-
-
-def _special_tokens(metadata: Mapping[str, Any], vocabulary: Vocabulary) -> dict[str, str]:
-    found = {}
-    for key, name in _SPECIAL.items():
-        token = metadata.get(f"{_PREFIX}{key}_token_id")
-        if isinstance(token, int) and 0 <= token < len(vocabulary.texts):
-            found[f"{name}_token"] = vocabulary.texts[token]
-    return found

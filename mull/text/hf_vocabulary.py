@@ -6,6 +6,7 @@ it is given; those are found, where they are wanted, by `Tokenizer` itself.
 
 import json
 import re
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from ..errors import TextError
 from .vocabulary import MAX_TOKEN_CHARS, MAX_TOKENS, Kind, Vocabulary, is_unicode
 
 _MAX_BYTES = 256 * 1024 * 1024
+# what an added token is where the file does not say
+_ADDED = dict.fromkeys(("special", "normalized", "single_word", "lstrip", "rstrip"), False)
 # DeepSeek does not mark its role and tool tokens as special; conversion to GGUF does, by this look
 _CONTROL_LOOKING = re.compile(r"<\|.*\|>|<｜.*｜>", re.DOTALL)
-_HIDDEN = "\U000f0000"  # private use: no text a tokenizer was trained on contains it
 
 
 def read(folder: Path) -> tuple[Vocabulary, BackendTokenizer, str | None]:
@@ -44,6 +46,8 @@ def read(folder: Path) -> tuple[Vocabulary, BackendTokenizer, str | None]:
     kinds |= dict.fromkeys(vocabulary.end_ids(eos), Kind.CONTROL)
     vocabulary = Vocabulary(texts, kinds)
     vocabulary.eos_ids = vocabulary.end_ids(eos)
+    named = special_tokens(folder).items()
+    vocabulary.named = {name: ids[text] for name, text in named if text in ids}
     plain = _without_structure(data, vocabulary, path)
     bos = _token_text(config.get("bos_token")) or _token_text(special_map.get("bos_token"))
     vocabulary.bos_id = ids.get(bos) if bos else None
@@ -109,32 +113,48 @@ def _kinds(data: dict[str, Any], texts: list[str], path: Path) -> dict[int, Kind
 def _without_structure(
     data: dict[str, Any], vocabulary: Vocabulary, path: Path
 ) -> BackendTokenizer:
-    """The tokenizer with every structural token out of reach: renamed, unmergeable, not added."""
+    """The tokenizer with every structural token out of reach: renamed, and unmergeable.
+
+    Some models find a whole word or piece by its name, so the new names are nobody's to know. The
+    tokens stay in their places: the package numbers those that were added after them by these.
+    """
     hidden = vocabulary.structural
+    hidden_ids = set(hidden.values())
+    secret = secrets.token_hex(16)
+
+    def name(text: str, token: int) -> str:
+        return secret + text if text in hidden or token in hidden_ids else text
+
     model = dict(data["model"])
     vocab = model["vocab"]
     if isinstance(vocab, dict):
-        model["vocab"] = {
-            (_HIDDEN + str(i) if text in hidden else text): i for text, i in vocab.items()
-        }
+        model["vocab"] = {name(text, i): i for text, i in vocab.items()}
     else:
-        model["vocab"] = [
-            [_HIDDEN + str(i) if p[0] in hidden else p[0], *p[1:]] for i, p in enumerate(vocab)
-        ]
+        model["vocab"] = [[name(p[0], i), *p[1:]] for i, p in enumerate(vocab)]
     if "merges" in model:
         if not isinstance(model["merges"], list):
             raise TextError(f"{path}: merges is no list; the file is damaged")
         model["merges"] = [m for m in model["merges"] if _product(m) not in hidden]
     unknown = model.get("unk_token")
     if isinstance(unknown, str) and unknown in hidden:
-        model["unk_token"] = _HIDDEN + str(hidden[unknown])
-    added = [t for t in data.get("added_tokens") or [] if t["content"] not in hidden]
+        model["unk_token"] = secret + unknown
+    added = [
+        {**_ADDED, **t, "content": name(t["content"], t["id"])}
+        for t in data.get("added_tokens") or []
+    ]
     stripped = {**data, "model": model, "added_tokens": added, "post_processor": None}
     try:
-        return BackendTokenizer.from_str(json.dumps(stripped))
+        plain = BackendTokenizer.from_str(json.dumps(stripped))
     except Exception as error:  # the package raises bare Exception on any fault in the file
         reason = " ".join(str(error).split())[:200]
         raise TextError(f"{path} cannot be used: {reason}") from error
+    for text, token in vocabulary.user_defined.items():
+        if plain.token_to_id(text) != token:
+            raise TextError(
+                f"{path}: token {text[:40]!r} has id {token}, which its place among the added"
+                " tokens does not give it; the file is damaged"
+            )
+    return plain
 
 
 def _product(merge: Any) -> str:

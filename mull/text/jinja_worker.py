@@ -12,7 +12,10 @@ from datetime import datetime
 from typing import Any, NoReturn
 
 import jinja2
-from jinja2.ext import loopcontrols
+from jinja2 import nodes
+from jinja2.ext import Extension, loopcontrols
+from jinja2.parser import Parser
+from jinja2.runtime import Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 MAX_MEMORY = 768 * 1024 * 1024
@@ -43,14 +46,36 @@ def refuse(message: object) -> NoReturn:
     raise TemplateRefusalError(str(message)[:500])
 
 
-def to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **_: Any) -> str:
+def to_json(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | str | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
     """As transformers writes it in templates: not escaped for HTML, keys in order."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
+
+
+class Generation(Extension):
+    """`{% generation %}` marks what the assistant said, for training; it renders as its body."""
+
+    tags = {"generation"}  # noqa: RUF012  # as Jinja declares it
+
+    def parse(self, parser: Parser) -> nodes.Node:
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("_body"), [], [], body).set_lineno(line)
+
+    def _body(self, caller: Macro) -> str:
+        return caller()
 
 
 def environment() -> ImmutableSandboxedEnvironment:
     env = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols], cache_size=8
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols], cache_size=8
     )
     env.filters["tojson"] = to_json
     env.globals["raise_exception"] = refuse

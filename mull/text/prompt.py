@@ -46,7 +46,10 @@ class PromptBuilder:
     def build(self) -> list[int]:
         ids: list[int] = []
         for part in self._parts:
-            ids += self._tokenizer.encode(part) if isinstance(part, str) else part
+            if isinstance(part, str):
+                ids += self._tokenizer.encode(part, continues=bool(ids))
+            else:
+                ids += part
         return ids
 
     def _append(self, part: str | list[int]) -> None:

@@ -7,6 +7,7 @@ rendered string, the markers are taken out again and what is left is encoded as 
 
 import json
 import re
+from bisect import bisect_right
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -19,6 +20,7 @@ from .tokenizer import Tokenizer
 
 # Noncharacters and private use: legal in strings, meaningless in text.
 _MARKERS = [chr(c) for c in (*range(0xFDD0, 0xFDF0), *range(0xE000, 0xF900))]
+_ESCAPE = re.compile(r"\\u[0-9a-f]{4}")
 
 
 class JinjaTemplate(ChatTemplate):
@@ -30,6 +32,10 @@ class JinjaTemplate(ChatTemplate):
         super().__init__(tokenizer)
         self._sandbox = JinjaSandbox(source, seconds=seconds)
         self._source = source
+        vocabulary = tokenizer.vocabulary
+        self._named_tokens = {
+            f"{name}_token": vocabulary.texts[token] for name, token in vocabulary.named.items()
+        }
         self._look_alikes = LookAlikes(tokenizer.special_ids)
         self.thinks = "<think>" in source or "enable_thinking" in source
         self.tool_format = _tool_format(source)
@@ -54,8 +60,9 @@ class JinjaTemplate(ChatTemplate):
                 "messages": self._look_alikes.broken(plain, marker),
                 "tools": self._look_alikes.broken(declared, marker) if tools else None,
                 "add_generation_prompt": add_generation_prompt or continue_last,
-                "bos_token": self._token_text(self.tokenizer.bos_id),
-                "eos_token": self._token_text(min(self.tokenizer.eos_ids, default=None)),
+                "bos_token": "",
+                "eos_token": "",
+                **self._named_tokens,
                 **({} if thinking is None else {"enable_thinking": thinking, "thinking": thinking}),
             }
         )
@@ -64,7 +71,7 @@ class JinjaTemplate(ChatTemplate):
             if isinstance(part, int):
                 prompt.ids([part])
             else:
-                prompt.untrusted(part.replace(marker, ""))
+                prompt.untrusted(part.replace(marker, "").replace(_escaped(marker), ""))
         opened = self._is_open(text)
         if started is not None:
             return self._continue(prompt, started, text)
@@ -96,9 +103,6 @@ class JinjaTemplate(ChatTemplate):
         """Whether the rendered prompt ends inside a thinking that it opened."""
         return rendered.rstrip().endswith(self.think_open)
 
-    def _token_text(self, token: int | None) -> str:
-        return self.tokenizer.vocabulary.texts[token] if token is not None else ""
-
 
 class LookAlikes:
     """Breaks whatever in a text could become, or become part of, a structural token.
@@ -109,15 +113,17 @@ class LookAlikes:
     """
 
     def __init__(self, structural: Iterable[str]) -> None:
-        self._tokens = [t for t in structural if len(t) > 1]
-        firsts = {t[0] for t in self._tokens if not t[0].isalnum()}
-        wordy = {t for t in self._tokens if t[0].isalnum()}
+        tokens = [t for t in structural if len(t) > 1]
+        firsts = {t[0] for t in tokens if not t[0].isalnum()}
+        wordy = {t for t in tokens if t[0].isalnum()}
         # a word-like token is broken as a whole: its first letter is everywhere
         starts = [re.escape(f) for f in firsts] + [f"{t[0]}(?={re.escape(t[1:])})" for t in wordy]
         self._starts = re.compile("|".join(starts) or "(?!)", re.IGNORECASE)
-        self._heads = {t[:n].lower() for t in self._tokens for n in range(1, len(t))}
-        self._tails = {t[n:].lower() for t in self._tokens for n in range(1, len(t))}
-        self._longest = max(map(len, self._tokens), default=0)
+        # folded, not lower: what a part becomes does not depend on what stands around it
+        folded = {t.casefold() for t in tokens}
+        self._beginnings = _Beginnings(folded)
+        self._endings = _Beginnings({t[::-1] for t in folded})
+        self._longest = max(map(len, folded), default=0)
 
     def broken(self, value: Any, marker: str, *, key: str = "") -> Any:
         """`value` (JSON) with every text in it broken.
@@ -139,11 +145,29 @@ class LookAlikes:
         return self._starts.sub(lambda found: marker + found.group() + marker, text)
 
     def _ends(self, text: str, inside: str, marker: str) -> str:
-        low = text[: self._longest].lower(), text[-self._longest :].lower()
-        before = any(low[0][:n] in self._tails for n in range(1, len(low[0]) + 1))
-        after = any(low[1][-n:] in self._heads for n in range(1, len(low[1]) + 1))
-        within = 0 < len(text) < self._longest and any(low[0] in t.lower() for t in self._tokens)
+        start, end = text[: self._longest].casefold(), text[-self._longest :].casefold()
+        before = self._endings.ends(start[::-1])
+        after = self._beginnings.ends(end)
+        within = 0 < len(text) < self._longest and any(start in t for t in self._beginnings.tokens)
         return marker * (before or within) + inside + marker * (after or within)
+
+
+class _Beginnings:
+    """The beginnings of tokens; kept as the tokens themselves, in order, for there may be many."""
+
+    def __init__(self, tokens: set[str]) -> None:
+        self.tokens = sorted(tokens)
+        self._firsts = {t[0] for t in tokens}
+
+    def ends(self, text: str) -> bool:
+        """Whether `text` ends with a beginning of a token, which is not the whole token."""
+        return any(
+            char in self._firsts and self._begin(text[index:]) for index, char in enumerate(text)
+        )
+
+    def _begin(self, text: str) -> bool:
+        next_one = bisect_right(self.tokens, text)
+        return next_one < len(self.tokens) and self.tokens[next_one].startswith(text)
 
 
 def _as_dict(message: Message, wants_objects: bool) -> dict[str, Any]:
@@ -176,12 +200,18 @@ def _value(arguments: str) -> Any:
 
 
 def _unused_marker(*values: Any) -> str:
-    """A marker character that occurs nowhere in `values`."""
-    used = set().union(*(set(text) for text in _texts(values)))
+    """A marker character that occurs nowhere in `values`, nor as JSON may escape it."""
+    used: set[str] = set()
+    for text in _texts(values):
+        used |= {*text, *_ESCAPE.findall(text)}
     for marker in _MARKERS:
-        if marker not in used:
+        if not used & {marker, _escaped(marker)}:
             return marker
     raise TextError("the messages use every private character there is; remove some")
+
+
+def _escaped(marker: str) -> str:
+    return json.dumps(marker)[1:-1]
 
 
 def _texts(value: Any) -> Iterable[str]:

@@ -86,7 +86,7 @@ class ChatTemplate(ABC):
     def thinking_close_ids(self, *, is_mid_line: bool = True) -> list[int]:
         """What ends a thinking that must stop now: newline, closing tag, blank line."""
         text = ("\n" if is_mid_line else "") + f"{self.think_close}\n\n"
-        return self.tokenizer.encode(text, allow_special=True)
+        return self.tokenizer.encode(text, allow_special=True, continues=True)
 
     @abstractmethod
     def _render(

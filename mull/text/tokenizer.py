@@ -72,20 +72,29 @@ class Tokenizer:
         """Either of the two, as `weights.tokenizer_source` returns it."""
         return cls.from_gguf(source) if isinstance(source, Mapping) else cls.from_folder(source)
 
-    def encode(self, text: str, *, allow_special: bool = False, add_bos: bool = False) -> list[int]:
+    def encode(
+        self,
+        text: str,
+        *,
+        allow_special: bool = False,
+        add_bos: bool = False,
+        continues: bool = False,
+    ) -> list[int]:
         """Token ids of `text`.
 
         With `allow_special`, the texts of structural tokens become those tokens: only for text
         from a trusted source. `add_bos` puts the beginning-of-text token first if there is one.
+        `continues` says that tokens of the same prompt come before: some vocabularies put a space
+        before the text that begins a prompt, and before no other.
         """
         ids = [self.bos_id] if add_bos and self.bos_id is not None else []
-        after_token = True
+        after_token, begins = True, not continues
         for part in self.split(text, allow_special):
             if isinstance(part, int):
                 ids.append(part)
             else:
-                ids += self._encode_plain(part, after_token)
-            after_token = isinstance(part, int)
+                ids += self._encode_plain(part, after_token, begins)
+            after_token, begins = isinstance(part, int), False
         return ids
 
     def split(self, text: str, allow_special: bool) -> list[str | int]:
@@ -144,14 +153,15 @@ class Tokenizer:
             return text.encode("utf-8", "replace")
         return bytes(BYTE_OF_CHAR[c] for c in text)
 
-    def _encode_plain(self, text: str, after_token: bool) -> list[int]:
+    def _encode_plain(self, text: str, after_token: bool, begins: bool) -> list[int]:
         if self._pieces is not None:
             prefix = " " if self._pieces.space_prefix and after_token else ""
             return self._pieces.encode(prefix + text)
-        if self._bpe is None:
+        bpe = self._bpe if begins else self._continuing
+        if bpe is None:
             raise TextError("this tokenizer can only decode")
         try:
-            ids: list[int] = self._bpe.encode(text, add_special_tokens=False).ids
+            ids: list[int] = bpe.encode(text, add_special_tokens=False).ids
         except Exception as error:  # the package raises bare Exception on a fault in the file
             reason = " ".join(str(error).split())[:200]
             raise TextError(f"this tokenizer cannot encode: {reason}") from error
@@ -162,6 +172,16 @@ class Tokenizer:
             return False
         tokens: list[str] = self._bpe.encode("a", add_special_tokens=False).tokens
         return bool(tokens) and tokens[0].startswith("▁")
+
+    @cached_property
+    def _continuing(self) -> BackendTokenizer | None:
+        """The encoder of a text that begins no prompt."""
+        if self._bpe is None or "prepend_scheme=first" not in repr(self._bpe.pre_tokenizer):
+            return self._bpe
+        written = self._bpe.to_str()
+        return BackendTokenizer.from_str(
+            written.replace('"prepend_scheme":"first"', '"prepend_scheme":"never"')
+        )
 
     @cached_property
     def _special_pattern(self) -> re.Pattern[str]:

@@ -71,6 +71,7 @@ class Vocabulary:
     bos_id: int | None = None
     eos_ids: frozenset[int] = frozenset()
     add_bos: bool = False
+    named: dict[str, int] = field(default_factory=dict)  # bos, eos, unk, pad -> id, of the files
     structural: dict[str, int] = field(init=False)  # text -> id, what user text may never form
     user_defined: dict[str, int] = field(init=False)  # text -> id, plain text matched whole
 

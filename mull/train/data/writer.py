@@ -33,11 +33,11 @@ class TraceWriter:
         ends = [ids[name] for name in _DOCUMENT_ENDS if name in ids]
         self.document_end = ends[0] if ends else self.turn_end
         self._bos = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
-        self._newline = self.tokenizer.encode("\n")
+        self._newline = self._continued("\n")
         self._marks = {
             Mark.CLOSE: template.thinking_close_ids(),
             Mark.CLOSE_EMPTY: template.thinking_close_ids(is_mid_line=False),
-            Mark.BLANK_LINE: self.tokenizer.encode("\n\n"),
+            Mark.BLANK_LINE: self._continued("\n\n"),
         }
         # Between tokens of structure nothing merges with the question: its prompt need not be
         # rendered anew each time.
@@ -57,13 +57,13 @@ class TraceWriter:
         """What the engine is given for this question alone, thinking on or off."""
         if self._around is not None:
             before, after = self._around[thinking]
-            return [*before, *self.tokenizer.encode(question), *after]
+            return [*before, *self._continued(question), *after]
         return self._rendered([{"role": "user", "content": question}], thinking)
 
     def said(self, said: Sequence[str | Mark]) -> list[int]:
         ids: list[int] = []
         for part in said:
-            ids += self.tokenizer.encode(part) if isinstance(part, str) else self._marks[part]
+            ids += self._continued(part) if isinstance(part, str) else self._marks[part]
         return ids
 
     def answer(self, thinking: str, answer: str) -> list[int]:
@@ -118,7 +118,10 @@ class TraceWriter:
             prompt = self._rendered(messages[:index], True)
             return prompt, self.answer(message.reasoning, message.content)
         prompt = self._rendered(messages[:index], False if template.thinks else None)
-        return prompt, [*self.tokenizer.encode(message.content), self.turn_end]
+        return prompt, [*self._continued(message.content), self.turn_end]
+
+    def _continued(self, text: str) -> list[int]:
+        return self.tokenizer.encode(text, continues=True)
 
     def _rendered(self, messages: Sequence[Mapping[str, Any]], thinking: bool | None) -> list[int]:
         return self.template.render(messages, thinking=thinking).ids
@@ -144,7 +147,7 @@ def _turn_end(template: ChatTemplate) -> int:
 
 def _around(template: ChatTemplate) -> dict[bool, tuple[list[int], list[int]]]:
     """By thinking on or off: the ids before and after a question."""
-    question = template.tokenizer.encode("x")
+    question = template.tokenizer.encode("x", continues=True)
     assert len(question) == 1, "a letter is one token"
     around = {}
     for thinking in (True, False):
