@@ -29,7 +29,7 @@ class JinjaTemplate(ChatTemplate):
     def __init__(self, tokenizer: Tokenizer, source: str, *, seconds: float = 10.0) -> None:
         super().__init__(tokenizer)
         self._sandbox = JinjaSandbox(source, seconds=seconds)
-        self._source = source
+        self.source = source
         self._look_alikes = LookAlikes(tokenizer.special_ids)
         self.thinks = "<think>" in source or "enable_thinking" in source
         self.tool_format = _tool_format(source)
@@ -48,7 +48,7 @@ class JinjaTemplate(ChatTemplate):
         history = messages[:-1] if continue_last else messages
         plain = [_as_dict(m, self._wants_objects) for m in history]
         declared = [dict(t.declared) for t in tools]
-        marker = _unused_marker(plain, declared, self._source)
+        marker = _unused_marker(plain, declared, self.source)
         text = self._sandbox.render(
             {
                 "messages": self._look_alikes.broken(plain, marker),
@@ -68,8 +68,9 @@ class JinjaTemplate(ChatTemplate):
         opened = self._is_open(text)
         if started is not None:
             return self._continue(prompt, started, text)
-        if add_generation_prompt and thinking and not opened and not self.thinks:
-            prompt.trusted(self.think_open + "\n")
+        is_foreign = self.opens_thinking or not self.thinks
+        if add_generation_prompt and thinking and not opened and is_foreign:
+            prompt.trusted(self.thinking_opening)
             opened = True
         elif opened and thinking is False:
             self._close(prompt, text)
