@@ -21,6 +21,12 @@ DEEPSEEK_V2 = (["<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"],
 
 
 def tiny(control: list[str], user_defined: list[str], template: str | None = None) -> Tokenizer:
+    return Tokenizer.from_gguf(tiny_metadata(control, user_defined, template))
+
+
+def tiny_metadata(
+    control: list[str], user_defined: list[str], template: str | None = None
+) -> dict[str, object]:
     """One token a byte, then the control tokens (the first begins, the second ends a text)."""
     metadata: dict[str, object] = {
         "tokenizer.ggml.model": "gpt2",
@@ -33,4 +39,4 @@ def tiny(control: list[str], user_defined: list[str], template: str | None = Non
     }
     if template is not None:
         metadata["tokenizer.chat_template"] = template
-    return Tokenizer.from_gguf(metadata)
+    return metadata

@@ -6,6 +6,7 @@ tokens look familiar: better slower than subtly wrong.
 
 import re
 
+from .opening import without_opening
 from .template_chatml import (
     ChatMLTemplate,
     Qwen3Template,
@@ -32,6 +33,14 @@ def recognise(tokenizer: Tokenizer, source: str | None) -> ChatTemplate:
     """The family of `source` (Jinja) and `tokenizer`, else the source in its sandbox."""
     if source is None:
         return _by_vocabulary(tokenizer)
+    base = without_opening(source)
+    template = _of(tokenizer, source if base is None else base)
+    if base is not None:
+        template.set_to_open_thinking()
+    return template
+
+
+def _of(tokenizer: Tokenizer, source: str) -> ChatTemplate:
     return _by_source(tokenizer, source) or JinjaTemplate(tokenizer, source)
 
 
@@ -48,6 +57,9 @@ def _by_vocabulary(tokenizer: Tokenizer) -> ChatTemplate:
 
 
 def _by_source(tokenizer: Tokenizer, source: str) -> ChatTemplate | None:
+    for written in (ChatMLTemplate, Llama3Template, DeepSeekV3Template):
+        if source.strip() == written.source:
+            return written(tokenizer)
     tokens = tokenizer.special_ids
     if "<｜Assistant｜>" in tokens and "<｜Assistant｜>" in source:
         return _deepseek(tokenizer, source)

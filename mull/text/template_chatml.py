@@ -24,6 +24,11 @@ class ChatMLTemplate(BuiltinTemplate):
     """Plain ChatML. `default_system` is said where the conversation has no system message."""
 
     name = "chatml"
+    source = (
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\\n' + "
+        "message['content'] + '<|im_end|>' + '\\n' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+    )
     thinks = False
     tool_format = "hermes"
     default_system: str | None = None

@@ -20,6 +20,14 @@ _OUTPUT, _OUTPUT_END = "<｜tool▁output▁begin｜>", "<｜tool▁output▁end
 class DeepSeekV3Template(BuiltinTemplate):
     """V3: `{bos}{system}<｜User｜>...<｜Assistant｜>...<｜end▁of▁sentence｜>`, no thinking."""
 
+    source = (
+        "{{ bos_token }}{{ messages | selectattr('role', 'equalto', 'system') "
+        "| map(attribute='content') | join('\\n\\n') }}{% for message in messages %}"
+        "{% if message['role'] == 'user' %}{{ '<｜User｜>' + message['content'] }}"
+        "{% elif message['role'] == 'assistant' %}"
+        "{{ '<｜Assistant｜>' + message['content'] + '<｜end▁of▁sentence｜>' }}{% endif %}"
+        "{% endfor %}{% if add_generation_prompt %}{{ '<｜Assistant｜>' }}{% endif %}"
+    )
     name = "deepseek-v3"
     thinks = False
     tool_format = "deepseek"
@@ -165,6 +173,7 @@ class DeepSeekV2Template(BuiltinTemplate):
     thinks = False
     tool_format = None
     recommended = RecommendedSampling(temperature=0.3, top_p=0.95)
+    before_think_open: ClassVar[str] = " "
 
     def _conversation(
         self, prompt: PromptBuilder, messages: list[Message], tools: list[Tool]
@@ -184,12 +193,6 @@ class DeepSeekV2Template(BuiltinTemplate):
 
     def _open_turn(self, prompt: PromptBuilder, messages: list[Message]) -> None:
         prompt.trusted("Assistant:")
-
-    def _open_thinking(
-        self, prompt: PromptBuilder, messages: list[Message], thinking: bool | None
-    ) -> bool:
-        prompt.trusted(" " if thinking else "")
-        return super()._open_thinking(prompt, messages, thinking)
 
     def _continue(self, prompt: PromptBuilder, started: Message) -> tuple[list[int], bool]:
         prompt.trusted(" ")

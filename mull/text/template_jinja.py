@@ -31,7 +31,7 @@ class JinjaTemplate(ChatTemplate):
     def __init__(self, tokenizer: Tokenizer, source: str, *, seconds: float = 10.0) -> None:
         super().__init__(tokenizer)
         self._sandbox = JinjaSandbox(source, seconds=seconds)
-        self._source = source
+        self.source = source
         vocabulary = tokenizer.vocabulary
         self._named_tokens = {
             f"{name}_token": vocabulary.texts[token] for name, token in vocabulary.named.items()
@@ -54,7 +54,7 @@ class JinjaTemplate(ChatTemplate):
         history = messages[:-1] if continue_last else messages
         plain = [_as_dict(m, self._wants_objects) for m in history]
         declared = [dict(t.declared) for t in tools]
-        marker = _unused_marker(plain, declared, self._source)
+        marker = _unused_marker(plain, declared, self.source)
         text = self._sandbox.render(
             {
                 "messages": self._look_alikes.broken(plain, marker),
@@ -75,8 +75,9 @@ class JinjaTemplate(ChatTemplate):
         opened = self._is_open(text)
         if started is not None:
             return self._continue(prompt, started, text)
-        if add_generation_prompt and thinking and not opened and not self.thinks:
-            prompt.trusted(self.think_open + "\n")
+        is_foreign = self.opens_thinking or not self.thinks
+        if add_generation_prompt and thinking and not opened and is_foreign:
+            prompt.trusted(self.thinking_opening)
             opened = True
         elif opened and thinking is False:
             self._close(prompt, text)

@@ -22,6 +22,12 @@ class Llama3Template(BuiltinTemplate):
     """Llama 3: every message under its header, nothing added."""
 
     name = "llama3"
+    source = (
+        "{{ bos_token }}{% for message in messages %}{{ '<|start_header_id|>' + message['role'] + "
+        "'<|end_header_id|>\\n\\n' + message['content'] | trim + '<|eot_id|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}"
+        "{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n' }}{% endif %}"
+    )
     thinks = False
     tool_format: str | None = "llama3"
     recommended = RecommendedSampling(temperature=0.6, top_p=0.9)

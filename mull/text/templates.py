@@ -30,13 +30,19 @@ class ChatTemplate(ABC):
 
     `thinks`: a model that thinks unless told not to. `tool_format` names how the model writes
     tool calls (deepseek, deepseek-v3.1, hermes, llama3) or is None; the stream parser reads it.
+    `opens_thinking`: one that was trained to think in a form that has no thinking of its own, so
+    its prompts open it (see opening.py). `source`: the form in Jinja, for a model without any.
     """
 
     name: str
     thinks: bool
     tool_format: str | None
+    opens_thinking = False
     think_open = "<think>"
     think_close = "</think>"
+    before_think_open: ClassVar[str] = ""
+    after_think_open: ClassVar[str] = "\n"
+    source: str
     recommended = RecommendedSampling(temperature=0.6, top_p=0.95)
 
     def __init__(self, tokenizer: Tokenizer) -> None:
@@ -64,10 +70,11 @@ class ChatTemplate(ABC):
     ) -> RenderedPrompt:
         """The prompt of a conversation.
 
-        `thinking`: None leaves it to the model, False closes the thinking at once, True opens it
-        even in models that were not trained to think. `continue_last`: the last message is the
-        beginning of the answer. An assistant message may carry `token_ids`, the ids sampled for
-        it; built-in families use them as they are, so they must never come from a client.
+        `thinking`: None leaves it to the model, False closes the thinking at once (where the prompt
+        is what opens it: opens none), True opens it even in models that were not trained to think.
+        `continue_last`: the last message is the beginning of the answer. An assistant message may
+        carry `token_ids`, the ids sampled for it; built-in families use them as they are, so they
+        must never come from a client.
         Raises TextError for anything that is no conversation.
         """
         checked = conversations.check(
@@ -75,6 +82,8 @@ class ChatTemplate(ABC):
         )
         if continue_last and checked[-1].role != "assistant":
             raise TextError("continue_last needs an assistant message at the end to continue")
+        if thinking is None and self.opens_thinking:
+            thinking = True
         return self._render(
             checked,
             conversations.check_tools(tools),
@@ -82,6 +91,15 @@ class ChatTemplate(ABC):
             add_generation_prompt,
             continue_last,
         )
+
+    def set_to_open_thinking(self) -> None:
+        """Prompts open the thinking unless told not to."""
+        self.thinks = self.opens_thinking = True
+
+    @property
+    def thinking_opening(self) -> str:
+        """What opens a thinking at the end of a prompt."""
+        return self.before_think_open + self.think_open + self.after_think_open
 
     def thinking_close_ids(self, *, is_mid_line: bool = True) -> list[int]:
         """What ends a thinking that must stop now: newline, closing tag, blank line."""
@@ -101,8 +119,6 @@ class ChatTemplate(ABC):
 
 class BuiltinTemplate(ChatTemplate):
     """A family in code: the conversation, then the beginning of the answer."""
-
-    after_think_open: ClassVar[str] = "\n"
 
     def _render(
         self,
@@ -140,7 +156,7 @@ class BuiltinTemplate(ChatTemplate):
     ) -> bool:
         """Opens or closes the thinking; returns whether the model continues inside it."""
         if thinking:
-            prompt.trusted(self.think_open + self.after_think_open)
+            prompt.trusted(self.thinking_opening)
         return bool(thinking)
 
     def _continue(self, prompt: PromptBuilder, started: Message) -> tuple[list[int], bool]:
@@ -149,10 +165,13 @@ class BuiltinTemplate(ChatTemplate):
         if content.startswith(self.think_open) and not reasoning:
             reasoning, content = content.removeprefix(self.think_open).lstrip("\n"), ""
         inside = bool(reasoning) and not content
-        if reasoning or self.thinks:
+        ids = None if reasoning else started.token_ids
+        if self.opens_thinking and ids is not None and self._prompt_opened_thinking(list(ids)):
+            prompt.trusted(self.thinking_opening)
+        elif reasoning or (self.thinks and not self.opens_thinking):
             self._thought(prompt, reasoning, closed=not inside)
-        if started.token_ids is not None and not reasoning:
-            prompt.ids(started.token_ids)
+        if ids is not None:
+            prompt.ids(ids)
         else:
             prompt.untrusted(content)
         return prompt.build(), inside

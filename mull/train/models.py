@@ -19,6 +19,7 @@ from mull import weights
 from mull.errors import RecipeError, TrainError
 from mull.model import CausalLM, ModelConfig
 from mull.text import ChatTemplate, Tokenizer, hf_tokenizer_files
+from mull.text.opening import opening_files
 from mull.train.data.sources import sample_texts
 from mull.train.data.tokenizer import SAMPLE_CHARACTERS, train_tokenizer, write_tokenizer
 from mull.train.data.writer import TraceWriter
@@ -29,7 +30,7 @@ from mull.train.recipe_parts import Lora, ModelSpec
 from mull.train.recipe_stages import Distill, Evaluate, Reject, StageBase
 from mull.train.seeds import seed_of
 from mull.train.sizes import fresh_config
-from mull.weights.save import TOKENIZER_FILES
+from mull.weights.save import tokenizer_files_of
 
 # A tokenizer is made from this much text; a few hundred tokens are found in a few pages.
 _CHARACTERS_PER_TOKEN = 2000
@@ -81,14 +82,6 @@ class Models:
             adapt(opened.model, lora, seed=seed_of(self._recipe.seed, stage.name, "lora"))
         return opened
 
-    def begin_tokenizer(self, stage: StageBase) -> Path:
-        """Of the model that a stage begins with."""
-        if isinstance(stage, Distill) and stage.student is not None:
-            base = stage.student.base
-            return self._own_tokenizer() if base is None else self._base_tokenizer(base, stage.name)
-        name = self.start_of(stage)
-        return self.path(name) if name != OWN else self._own_tokenizer()
-
     def open(self, name: str) -> Opened:
         """A result by its name, or the recipe's own model."""
         if name == OWN:
@@ -111,12 +104,11 @@ class Models:
         bos = found.bos_id if found.bos_id is not None else 0
         return fresh_config(spec, found.vocab_size, bos=bos, eos=min(found.eos_ids))
 
-    def save(self, name: str, model: CausalLM, tokenizer: Path) -> Path:
+    def save(self, name: str, model: CausalLM, tokenizer: Path, *, opens_thinking: bool) -> None:
         """Writes a stage's result; what a killed run left under its name goes."""
         path = self.path(name)
         shutil.rmtree(path, ignore_errors=True)
-        save(model, path, tokenizer)
-        return path
+        save(model, path, tokenizer, opens_thinking=opens_thinking)
 
     def _own_tokenizer(self) -> Path:
         """Of the recipe's fresh models: made of its data, or another model's."""
@@ -143,8 +135,8 @@ class Models:
             if isinstance(source, dict):
                 files = hf_tokenizer_files(source)
             else:
-                found = [source / each for each in TOKENIZER_FILES if (source / each).is_file()]
-                files = {file.name: file.read_bytes() for file in found}
+                found = tokenizer_files_of(source)
+                files = {name: file.read_bytes() for name, file in found.items()}
             write_tokenizer(files, folder)
         return folder
 
@@ -170,8 +162,13 @@ def plain(model: CausalLM, *, mtp: bool = True) -> CausalLM:
     return bare.requires_grad_(False).eval()
 
 
-def save(model: CausalLM, path: Path, tokenizer: Path) -> None:
-    weights.save_folder(plain(model), path, tokenizer_files=tokenizer)
+def save(model: CausalLM, path: Path, tokenizer: Path, *, opens_thinking: bool = False) -> None:
+    """opens_thinking: the model has learnt to go on from prompts that open the thinking, so its
+    chat template does that."""
+    files: dict[str, str | Path] = {**tokenizer_files_of(tokenizer)}
+    if opens_thinking:
+        files |= opening_files(tokenizer)
+    weights.save_folder(plain(model), path, tokenizer_files=files)
 
 
 def refuse_teacher(stage: Distill, teacher: Tokenizer, student: Tokenizer) -> None:

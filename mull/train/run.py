@@ -23,6 +23,7 @@ from typing import Any
 import torch
 
 from mull.errors import MullError, TrainError, TrainFailedError, WeightsError
+from mull.model import CausalLM
 from mull.tasks import VerifierPool
 from mull.train import models as run_models
 from mull.train.bill import Bill, Budget
@@ -115,7 +116,12 @@ def _stage(session: Session, stage: Stage, checkpoint: Checkpoint | None) -> Non
     session.keeper, session.stage = None, stage.name
     trainee = _STAGES[type(stage)](session, stage, checkpoint)
     if trainee is not None:
-        session.models.save(stage.name, trainee.model, trainee.opened.tokenizer)
+        session.models.save(
+            stage.name,
+            trainee.model,
+            trainee.opened.tokenizer,
+            opens_thinking=trainee.opens_thinking,
+        )
     step = session.keeper.step if session.keeper is not None else 0
     session.keeper = session.stage = None
     session.bill.tick()
@@ -151,10 +157,12 @@ def _finish(session: Session, last: Stage) -> Path:
     return _renamed(scratch, session.folder.final)
 
 
-def _put_final(session: Session, model: Any, tokenizer: Path) -> Path:
+def _put_final(
+    session: Session, model: CausalLM, tokenizer: Path, *, opens_thinking: bool = False
+) -> Path:
     scratch = session.folder.path / "final.new"
     shutil.rmtree(scratch, ignore_errors=True)
-    run_models.save(model, scratch, tokenizer)
+    run_models.save(model, scratch, tokenizer, opens_thinking=opens_thinking)
     return _renamed(scratch, session.folder.final)
 
 
@@ -172,9 +180,13 @@ def _stop(session: Session, reason: str) -> Ending:
     if keeper is not None:
         keeper.save()
     if reason == "budget":
-        if keeper is not None and keeper.model is not None:
-            tokenizer = session.models.begin_tokenizer(keeper.stage)
-            final = _put_final(session, keeper.model, tokenizer)
+        if keeper is not None and (trainee := keeper.trainee) is not None:
+            final = _put_final(
+                session,
+                trainee.model,
+                trainee.opened.tokenizer,
+                opens_thinking=trainee.opens_thinking,
+            )
         elif session.done:
             names = {stage.name: stage for stage in session.recipe.stages}
             final = _finish(session, names[session.done[-1]])

@@ -10,13 +10,12 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from mull.errors import TrainError
-from mull.model import CausalLM
 from mull.tasks import VerifierPool
 from mull.train.bill import Bill, Budget
 from mull.train.live import LivePage
@@ -30,6 +29,9 @@ from mull.train.report import write_report
 from mull.train.run_folder import RunFolder
 from mull.train.seeds import seed_of
 from mull.train.state import Checkpoint
+
+if TYPE_CHECKING:
+    from mull.train.trainee import Trainee
 
 _REPORT_SECONDS = 60.0
 # A report may take at most this share of the time between two of them.
@@ -102,7 +104,7 @@ class Keeper:
     """Keeps one stage's state: `state` gives the tensors and facts to go on from, as they are after
     the last whole step.
 
-    model: what `final/` is to hold if the run ends here; None: what the stage began with.
+    trainee: what `final/` is to hold if the run ends here; None: what the stage began with.
     """
 
     def __init__(
@@ -112,9 +114,9 @@ class Keeper:
         state: Callable[[], tuple[Mapping[str, Tensor], Mapping[str, Any]]],
         *,
         step: int = 0,
-        model: CausalLM | None = None,
+        trainee: Trainee | None = None,
     ) -> None:
-        self.session, self.stage, self.model = session, stage, model
+        self.session, self.stage, self.trainee = session, stage, trainee
         self.step = step
         self._state = state
         self._saved = -1

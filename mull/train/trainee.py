@@ -22,7 +22,8 @@ _STILL = Balance(rate=0.0)
 
 
 class Trainee:
-    """updates: how many the stage makes in all; temperature: of its rollouts."""
+    """updates: how many the stage makes in all; temperature: of its rollouts. opens_thinking: some
+    of what is learnt follows a prompt that opens the thinking."""
 
     def __init__(
         self,
@@ -32,7 +33,9 @@ class Trainee:
         *,
         opened: Opened | None = None,
         temperature: float = 1.0,
+        opens_thinking: bool = True,
     ) -> None:
+        self.opens_thinking = opens_thinking
         self.opened = opened or session.models.begin(stage)
         self.model = self.opened.model
         self.writer = self.opened.writer

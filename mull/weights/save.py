@@ -68,14 +68,14 @@ def save_folder(
     *,
     dtype: torch.dtype | None = None,
     max_shard_bytes: int = MAX_SHARD_BYTES,
-    tokenizer_files: Path | Sequence[Path] | Mapping[str, str] | None = None,
+    tokenizer_files: Path | Sequence[Path] | Mapping[str, str | Path] | None = None,
     fp8_blocks: bool = False,
 ) -> None:
     """Write config.json, generation_config.json, the weights and the tokenizer's files to `path`.
 
     dtype: float32, float16 or bfloat16; None keeps the embedding's. tokenizer_files: a folder to
-    take them from, the files, or their texts by name. fp8_blocks: projections as e4m3 with 128x128
-    block scales.
+    take them from, the files, or texts and files by name. fp8_blocks: projections as e4m3 with
+    128x128 block scales.
     Raises WeightsError when `path` holds something already or the disk refuses; nothing half
     written is left behind.
     """
@@ -210,21 +210,23 @@ def _write_configs(model: CausalLM, folder: Path, dtype: torch.dtype, fp8_blocks
     _write_json(folder / "generation_config.json", generation)
 
 
-def _copy_tokenizer(source: Path | Iterable[Path] | Mapping[str, str] | None, folder: Path) -> None:
+def tokenizer_files_of(folder: Path) -> dict[str, Path]:
+    """Those in a folder, by name."""
+    return {name: folder / name for name in TOKENIZER_FILES if (folder / name).is_file()}
+
+
+def _copy_tokenizer(
+    source: Path | Iterable[Path] | Mapping[str, str | Path] | None, folder: Path
+) -> None:
     if source is None:
         return
-    if isinstance(source, Mapping):
-        for name, text in source.items():
-            with (folder / name).open("xb") as target:
-                target.write(text.encode())
-                _flush(target)
-        return
-    files: Iterable[Path] = source if not isinstance(source, Path) else [source]
-    if isinstance(source, Path) and source.is_dir():
-        files = [source / name for name in TOKENIZER_FILES if (source / name).is_file()]
-    for file in files:
-        with (folder / file.name).open("xb") as target, file.open("rb") as origin:
-            shutil.copyfileobj(origin, target)
+    if isinstance(source, Path):
+        source = tokenizer_files_of(source) if source.is_dir() else [source]
+    if not isinstance(source, Mapping):
+        source = {file.name: file for file in source}
+    for name, content in source.items():
+        with (folder / name).open("xb") as target:
+            target.write(content.encode() if isinstance(content, str) else content.read_bytes())
             _flush(target)
 
 

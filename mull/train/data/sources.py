@@ -87,6 +87,18 @@ def task_documents(
         yield writer.trace(trace)
 
 
+def opens_thinking(spec: DataSpec, task: Task | None, seed: int, writer: TraceWriter) -> bool:
+    """Whether some of the source follows a prompt that opens the thinking: what a stage kept does,
+    a chat where it has a thinking, of a task what its first traces do."""
+    if task is not None:
+        first = itertools.islice(traces(task, "train", seed, spec.forms), _PROBED)
+        return any(trace.prompt == "open" for _, trace in first)
+    if spec.chat:
+        every = (chat for path in spec.chat for chat in chats(path))
+        return any(writer.has_thinking(chat.messages) for chat in every)
+    return spec.stage is not None
+
+
 def file_key(spec: DataSpec, kept: Mapping[str, Path], writer: TraceWriter) -> str:
     """Names the shard of a source of files: which files, read how, by which tokenizer."""
     contents = [_file_hash(path) for path in files_of(spec, kept)]

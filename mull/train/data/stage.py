@@ -65,6 +65,18 @@ class StageData:
         made = [self._source(stage, index, "validation", most) for index in range(len(stage.data))]
         return self._mixed(stage, made)
 
+    def opens_thinking(self, stage: LearnStage) -> bool:
+        """Whether any of what the stage learns follows a prompt that opens the thinking."""
+        return any(
+            sources.opens_thinking(
+                spec,
+                None if spec.task is None else self.tasks[spec.task],
+                self._seed(stage, f"data/{index}"),
+                self.writer,
+            )
+            for index, spec in enumerate(stage.data)
+        )
+
     def _steps(self, stage: LearnStage, part: Part) -> int:
         """Steps that the stage's epochs take: counted by the sources that come to an end."""
         assert stage.epochs is not None

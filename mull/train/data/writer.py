@@ -86,9 +86,7 @@ class TraceWriter:
         examples: list[Example] = []
         ids: list[int] = []
         learn: list[bool] = []
-        for index, message in enumerate(messages):
-            if not isinstance(message, Mapping) or message.get("role") != "assistant":
-                continue
+        for index in _turns(messages):
             prompt, said = self._turn(messages, index)
             if prompt[: len(ids)] != ids:
                 examples.append(Example(ids, learn))
@@ -99,6 +97,19 @@ class TraceWriter:
             raise TextError("there is no assistant message, so nothing to learn")
         return [*examples, Example(ids, learn)]
 
+    def has_thinking(self, messages: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether `chat` learns a thinking from it."""
+        return any(self._checked(messages, index).reasoning for index in _turns(messages))
+
+    def _checked(self, messages: Sequence[Mapping[str, Any]], index: int) -> conversations.Message:
+        """The message at that index as the last one, so that its thinking counts."""
+        return conversations.check(
+            messages[: index + 1],
+            self.tokenizer,
+            think_open=self.template.think_open,
+            think_close=self.template.think_close,
+        )[-1]
+
     def _turn(
         self, messages: Sequence[Mapping[str, Any]], index: int
     ) -> tuple[list[int], list[int]]:
@@ -106,12 +117,7 @@ class TraceWriter:
         if index == 0:
             raise TextError("messages[0] is the assistant's; it needs a question to answer")
         template = self.template
-        message = conversations.check(
-            messages[: index + 1],
-            self.tokenizer,
-            think_open=template.think_open,
-            think_close=template.think_close,
-        )[-1]
+        message = self._checked(messages, index)
         if message.tool_calls:
             raise TextError(f"messages[{index}].tool_calls: tool calls cannot be learnt yet")
         if message.reasoning:
@@ -125,6 +131,15 @@ class TraceWriter:
 
     def _rendered(self, messages: Sequence[Mapping[str, Any]], thinking: bool | None) -> list[int]:
         return self.template.render(messages, thinking=thinking).ids
+
+
+def _turns(messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    """Where the assistant speaks."""
+    return [
+        index
+        for index, message in enumerate(messages)
+        if isinstance(message, Mapping) and message.get("role") == "assistant"
+    ]
 
 
 def _example(prompt: list[int], said: list[int]) -> Example:

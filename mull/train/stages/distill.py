@@ -96,7 +96,7 @@ def _on_policy(session: Session, stage: Distill, checkpoint: Checkpoint | None) 
     def state() -> tuple[dict[str, Tensor], dict[str, Any]]:
         return trainee.state()
 
-    keeper = Keeper(session, stage, state, step=done, model=trainee.model)
+    keeper = Keeper(session, stage, state, step=done, trainee=trainee)
     session.page.stage(stage.name, stage.steps)
     for step in range(done, stage.steps):
         if keeper.is_spent:

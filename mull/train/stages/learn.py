@@ -44,7 +44,8 @@ def learn(session: Session, stage: LearnStage, checkpoint: Checkpoint | None) ->
     held_out = data.held_out(stage) if stage.validate_every else None
     session.check()
     _describe(session, stage, mix)
-    trainee = Trainee(session, stage, steps, opened=opened)
+    opens_thinking = stage.learns == "all" and data.opens_thinking(stage)
+    trainee = Trainee(session, stage, steps, opened=opened, opens_thinking=opens_thinking)
     done = 0
     if checkpoint is not None:
         trainee.restore(checkpoint, checkpoint.facts["stage"])
@@ -53,7 +54,7 @@ def learn(session: Session, stage: LearnStage, checkpoint: Checkpoint | None) ->
     def state() -> tuple[dict[str, Tensor], dict[str, Any]]:
         return trainee.state()
 
-    keeper = Keeper(session, stage, state, step=done, model=trainee.model)
+    keeper = Keeper(session, stage, state, step=done, trainee=trainee)
     session.page.stage(stage.name, steps)
     for step in range(done, steps):
         if keeper.is_spent:

@@ -88,7 +88,7 @@ class _Reinforcement:
 
     def run(self) -> Trainee:
         session, stage = self.session, self.stage
-        keeper = Keeper(session, stage, self._state, step=self.done, model=self.trainee.model)
+        keeper = Keeper(session, stage, self._state, step=self.done, trainee=self.trainee)
         session.page.stage(stage.name, stage.steps)
         session.check()
         for step in range(self.done, stage.steps):
