@@ -104,7 +104,9 @@ class Models:
         bos = found.bos_id if found.bos_id is not None else 0
         return fresh_config(spec, found.vocab_size, bos=bos, eos=min(found.eos_ids))
 
-    def save(self, name: str, model: CausalLM, tokenizer: Path, *, opens_thinking: bool) -> None:
+    def save(
+        self, name: str, model: CausalLM, tokenizer: Path, *, opens_thinking: bool = False
+    ) -> None:
         """Writes a stage's result; what a killed run left under its name goes."""
         path = self.path(name)
         shutil.rmtree(path, ignore_errors=True)
