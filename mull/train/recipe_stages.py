@@ -51,9 +51,10 @@ class LearnStage(TrainedStage):
     spread: the share of sequences that are read at positions with random gaps, so that more than
     the distances seen so far is met (arXiv 2305.16843). mtp_passes: the MTP module is applied so
     many times, after the first to its own output, as it is in drafting (FastMTP, arXiv 2509.18362).
-    learns: all, or the MTP module alone, which follows a model that RL has moved. balance: of the
-    experts' load; the routers of a model with adapters, or where the MTP module learns alone, stand
-    still.
+    validate_every: steps between looks at held-out data; the state that did best there is the
+    stage's result. learns: all, or the MTP module alone, which follows a model that RL has moved.
+    balance: of the experts' load; the routers of a model with adapters, or where the MTP module
+    learns alone, stand still.
     """
 
     data: Annotated[tuple[DataSpec, ...], Field(min_length=1)]
