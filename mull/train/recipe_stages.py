@@ -99,7 +99,9 @@ class Rl(TrainedStage):
     algorithm's own (train/algorithms). importance_cap: c of the truncated importance weights
     min(pi_train / pi_rollout, c); gap_alarm: mean log-probability gap beyond which the log warns.
     resample: at most this many times as many questions are tried to replace groups that teach
-    nothing. focus: how much oftener kinds of questions (a family's level) are asked that still
+    nothing. replay_routing: where weights move between a rollout and its updates, these take the
+    experts that a pass of the trainer right after the rollout chose, not the engine's own choices.
+    focus: how much oftener kinds of questions (a family's level) are asked that still
     teach something (train/focus).
     """
 
