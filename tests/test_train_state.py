@@ -132,6 +132,26 @@ def test_the_last_ones_and_the_best_of_the_stage_are_kept(tmp_path: Path) -> Non
     assert latest.position["step"] == 6
 
 
+def test_the_best_one_is_the_earliest_whole_one_of_the_highest_score(tmp_path: Path) -> None:
+    kept = Checkpoints(tmp_path, keep_last=9)
+    kept.save(at(9, "sft"), {}, {}, {"validation": 7.0})
+    paths = [
+        kept.save(at(step), {"a": torch.tensor(step)}, {}, {} if score is None else {"v": score})
+        for step, score in enumerate([float("nan"), -2.0, -1.0, None, -1.0, -3.0], start=1)
+    ]
+
+    def best() -> int | None:
+        found = Checkpoints(tmp_path).best("rl", "v")
+        return None if found is None else int(found.tensors["a"])
+
+    assert best() == 3
+    for path, next_best in ((paths[2], 5), (paths[4], 2)):
+        (path / "tensors.safetensors").write_bytes(b"")
+        assert best() == next_best
+    assert Checkpoints(tmp_path).best("sft", "v") is None
+    assert Checkpoints(tmp_path / "none").best("rl", "v") is None
+
+
 @pytest.mark.parametrize("name", ["tensors.safetensors", "facts.json", "checkpoint.json"])
 @pytest.mark.parametrize("how", ["flipped", "cut", "gone"])
 def test_a_damaged_newest_one_falls_back_with_a_warning(

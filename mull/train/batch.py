@@ -31,8 +31,8 @@ class Episode(Example):
     """A sampled answer with what reinforcement learning needs to know of it.
 
     group: answers to the same question share it. logprobs[i]: the engine's log-probability of
-    ids[i] when it was sampled, 0 where learn[i] is False. experts: the rollout's expert choices by
-    MoE layer and position, for replay, or None.
+    ids[i] when it was sampled, 0 where learn[i] is False. experts: the trainer's expert choices at
+    the rollout's weights by MoE layer and position, for replay, or None.
     """
 
     group: int = 0

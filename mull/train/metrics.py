@@ -1,6 +1,6 @@
 """Everything a run measures, as JSON lines and as TensorBoard events.
 
-Three kinds of record in metrics.jsonl. What differs between two equal runs lies under "time" alone;
+Four kinds of record in metrics.jsonl. What differs between two equal runs lies under "time" alone;
 numbers that JSON cannot hold are null.
 
     {"kind": "step", "stage", "stage_kind", "step", "values": {...}, "time": {...}}
@@ -17,6 +17,9 @@ numbers that JSON cannot hold are null.
         by: the eval stage; stage: the one whose model was asked. thinking: on or off. greedy:
         pass@1 at temperature 0, or null. tokens: mean of an answer. truncated, verifier_failed:
         shares. ood: out of the trained distribution. levels: pass@1 by level of difficulty.
+    {"kind": "best", "stage", "stage_kind", "best_step", "validation_loss", "last_step",
+     "last_validation_loss"}
+        which state is the result of a stage that validates.
     {"kind": "stage_end", "stage", "stage_kind", "step", "tokens_trained", "tokens_sampled",
      "flops", "time": {seconds, repeated_seconds, joules, kwh, dollars}}
 
@@ -126,6 +129,22 @@ class Metrics:
             "verifier_failed": verifier_failed,
             "ood": ood,
             "levels": dict(levels or {}),
+        }
+        self._log.append(record)
+        return record
+
+    def best(
+        self, stage: str, stage_kind: str, step: int, loss: float, last_step: int, last_loss: float
+    ) -> dict[str, Any]:
+        """The state that is a stage's result, beside the last one; losses: of validation."""
+        record = {
+            "kind": "best",
+            "stage": stage,
+            "stage_kind": stage_kind,
+            "best_step": step,
+            "validation_loss": loss,
+            "last_step": last_step,
+            "last_validation_loss": last_loss,
         }
         self._log.append(record)
         return record

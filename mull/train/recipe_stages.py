@@ -51,9 +51,10 @@ class LearnStage(TrainedStage):
     spread: the share of sequences that are read at positions with random gaps, so that more than
     the distances seen so far is met (arXiv 2305.16843). mtp_passes: the MTP module is applied so
     many times, after the first to its own output, as it is in drafting (FastMTP, arXiv 2509.18362).
-    learns: all, or the MTP module alone, which follows a model that RL has moved. balance: of the
-    experts' load; the routers of a model with adapters, or where the MTP module learns alone, stand
-    still.
+    validate_every: steps between looks at held-out data; the state that did best there is the
+    stage's result. learns: all, or the MTP module alone, which follows a model that RL has moved.
+    balance: of the experts' load; the routers of a model with adapters, or where the MTP module
+    learns alone, stand still.
     """
 
     data: Annotated[tuple[DataSpec, ...], Field(min_length=1)]
@@ -98,7 +99,9 @@ class Rl(TrainedStage):
     algorithm's own (train/algorithms). importance_cap: c of the truncated importance weights
     min(pi_train / pi_rollout, c); gap_alarm: mean log-probability gap beyond which the log warns.
     resample: at most this many times as many questions are tried to replace groups that teach
-    nothing. focus: how much oftener kinds of questions (a family's level) are asked that still
+    nothing. replay_routing: where weights move between a rollout and its updates, these take the
+    experts that a pass of the trainer right after the rollout chose, not the engine's own choices.
+    focus: how much oftener kinds of questions (a family's level) are asked that still
     teach something (train/focus).
     """
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from html import escape
 
 from mull.train.charts import line_chart, thinned
-from mull.train.figures import count, duration, percent, plain
+from mull.train.figures import count, duration, number, percent, plain
 from mull.train.report_data import Curve, RunData, StageData
 
 _TABLE_ROWS = 12
@@ -50,8 +50,8 @@ _KINDS = (
 
 def curves_section(run: RunData) -> str:
     parts = [
-        _stage(number, stage)
-        for number, stage in enumerate(run.stages.values())
+        _stage(index, stage)
+        for index, stage in enumerate(run.stages.values())
         if any(kind.key in stage.curves for kind in _KINDS)
     ]
     if not parts:
@@ -62,7 +62,7 @@ def curves_section(run: RunData) -> str:
     )
 
 
-def _stage(number: int, stage: StageData) -> str:
+def _stage(index: int, stage: StageData) -> str:
     kinds = [kind for kind in _KINDS if kind.key in stage.curves]
     wide = [kind for kind in kinds if kind.is_wide]
     rest = [kind for kind in kinds if not kind.is_wide]
@@ -71,13 +71,26 @@ def _stage(number: int, stage: StageData) -> str:
         about += f" in {duration(stage.seconds)}"
     if stage.kind and stage.kind != stage.name:
         about = f"{stage.kind}, {about}"
+    about += _result(stage)
     parts = [f"<h3>{escape(stage.name)} <small>{escape(about)}</small></h3>"]
     for some, css in ((wide, "curves wide"), (rest, "curves")):
         if some:
-            figures = "".join(_figure(f"s{number}-{kind.key}", stage, kind) for kind in some)
+            figures = "".join(_figure(f"s{index}-{kind.key}", stage, kind) for kind in some)
             parts.append(f'<div class="{css}">{figures}</div>')
     parts.append(_table(stage, kinds))
     return "".join(parts)
+
+
+def _result(stage: StageData) -> str:
+    """Which state was taken, where it is not the last one."""
+    names = ("best_step", "last_step", "validation_loss", "last_validation_loss")
+    step, last, loss, last_loss = (number(stage.best.get(name)) for name in names)
+    if step is None or step == last:
+        return ""
+    return (
+        f"; its result is step {step:,.0f}: validation loss {plain(loss)}, at the last step "
+        f"{plain(last_loss)}"
+    )
 
 
 def _figure(identity: str, stage: StageData, kind: _Kind) -> str:

@@ -34,8 +34,8 @@ class Curve:
 
 @dataclass
 class StageData:
-    """One stage: its curves by name, and what it spent as far as known. is_half: the answers of a
-    distill stage, whose bill is that stage's."""
+    """One stage: its curves by name, and what it spent as far as known. best: the record of which
+    state is its result. is_half: the answers of a distill stage, whose bill is that stage's."""
 
     name: str
     kind: str = ""
@@ -43,6 +43,7 @@ class StageData:
     curves: dict[str, Curve] = field(default_factory=dict)
     seconds: float = 0.0  # of its steps
     bill: dict[str, float] = field(default_factory=dict)
+    best: Mapping[str, Any] = field(default_factory=dict)
     is_half: bool = False
 
     def curve(self, name: str) -> Curve | None:
@@ -113,7 +114,7 @@ def _take(
             key = tuple(str(record.get(part)) for part in ("by", "stage", "task", "family", "ood"))
             evals[key] = dict(record)  # asked twice by one: the later figure holds
         return
-    if kind not in ("step", "stage_end"):
+    if kind not in ("step", "best", "stage_end"):
         return
     if name not in stages:
         stages[name] = StageData(name, is_half=name.removesuffix(ANSWERS) in stages)
@@ -122,6 +123,8 @@ def _take(
     step = number(record.get("step"))
     if kind == "step" and step is not None:
         _take_step(record, stage, step)
+    elif kind == "best":
+        stage.best = record
     elif kind == "stage_end":
         figures = {**_table(record), **_table(record.get("time"))}
         stage.bill = {key: n for key in (*_TIMES, *_COUNTS) if (n := number(figures.get(key)))}

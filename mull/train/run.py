@@ -115,6 +115,8 @@ def _stage(session: Session, stage: Stage, checkpoint: Checkpoint | None) -> Non
     session.bill.start(stage.name)
     session.keeper, session.stage = None, stage.name
     trainee = _STAGES[type(stage)](session, stage, checkpoint)
+    if session.keeper is not None:
+        session.keeper.settle()
     if trainee is not None:
         session.models.save(
             stage.name,
@@ -181,6 +183,7 @@ def _stop(session: Session, reason: str) -> Ending:
         keeper.save()
     if reason == "budget":
         if keeper is not None and (trainee := keeper.trainee) is not None:
+            keeper.settle()
             final = _put_final(
                 session,
                 trainee.model,

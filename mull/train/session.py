@@ -105,6 +105,7 @@ class Keeper:
     the last whole step.
 
     trainee: what `final/` is to hold if the run ends here; None: what the stage began with.
+    take_best: gives it the best state of all instead of the last step's, whose number it is told.
     """
 
     def __init__(
@@ -115,10 +116,11 @@ class Keeper:
         *,
         step: int = 0,
         trainee: Trainee | None = None,
+        take_best: Callable[[int], None] | None = None,
     ) -> None:
         self.session, self.stage, self.trainee = session, stage, trainee
         self.step = step
-        self._state = state
+        self._state, self._take_best = state, take_best
         self._saved = -1
         self._budget = Budget.parse(stage.budget) if stage.budget else None
         session.keeper = self
@@ -132,6 +134,11 @@ class Keeper:
             self.save(scores)
         self.session.report(at_once=False)
         self.session.check()
+
+    def settle(self) -> None:
+        """Nothing more is learnt: the trainee becomes the stage's result."""
+        if self._take_best is not None and self.step:
+            self._take_best(self.step)
 
     @property
     def spent(self) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import re
 import shutil
@@ -113,6 +114,12 @@ class Checkpoints:
                 f"{self._folder}: every checkpoint is damaged; start the run anew in another folder"
             )
         return None
+
+    def best(self, stage: str, score: str) -> Checkpoint | None:
+        """The whole one of a stage whose score is highest, the earliest of equal ones."""
+        summaries = {path: self._summary(path) for path in self._whole()}
+        ranked = map(self._load, _ranked(score, summaries, stage))
+        return next((checkpoint for checkpoint in ranked if checkpoint is not None), None)
 
     def _all(self) -> list[Path]:
         """Every checkpoint by age, oldest first."""
@@ -234,7 +241,12 @@ def _ranked(
     having = [
         p for p, (its_stage, scores) in summaries.items() if its_stage == stage and score in scores
     ]
-    return sorted(having, key=lambda path: -summaries[path][1][score])
+
+    def rank(path: Path) -> tuple[bool, float]:
+        found = summaries[path][1][score]
+        return math.isnan(found), -found
+
+    return sorted(having, key=rank)
 
 
 def _write(folder: Path, written: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:

@@ -65,11 +65,14 @@ class Trainee:
 
     def restore(self, checkpoint: Checkpoint, facts: Mapping[str, Any]) -> None:
         """Raises TrainError where the checkpoint is of another model."""
+        self.take_weights(checkpoint)
+        # An optimiser that nothing has moved yet, whatever the step, has no tensors.
+        moved = part_of(checkpoint, "optimiser", may_be_empty=True)
+        self.learner.load_state(moved, facts["optimiser"])
+
+    def take_weights(self, checkpoint: Checkpoint) -> None:
         own = part_of(checkpoint, "model")
         if self.has_adapters:
             load_adapter_state(self.model, own)
         else:
             self.model.load_state_dict(own)
-        # An optimiser that nothing has moved yet, whatever the step, has no tensors.
-        moved = part_of(checkpoint, "optimiser", may_be_empty=True)
-        self.learner.load_state(moved, facts["optimiser"])

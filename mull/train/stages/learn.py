@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,6 +23,7 @@ from mull.train.trainee import Trainee
 
 # A forward and backward pass is over at most so many tokens; more only takes more memory.
 _PASS_TOKENS = 8192
+_SCORE = "validation"
 
 
 def pass_tokens(batch_tokens: int) -> int:
@@ -50,19 +52,23 @@ def learn(session: Session, stage: LearnStage, checkpoint: Checkpoint | None) ->
     if checkpoint is not None:
         trainee.restore(checkpoint, checkpoint.facts["stage"])
         done = int(checkpoint.position["step"])
+    validation = None
+    if held_out is not None:
+        validation = _Validation(session, stage, trainee, held_out, checkpoint)
 
     def state() -> tuple[dict[str, Tensor], dict[str, Any]]:
         return trainee.state()
 
-    keeper = Keeper(session, stage, state, step=done, trainee=trainee)
+    take_best = None if validation is None else validation.take_best
+    keeper = Keeper(session, stage, state, step=done, trainee=trainee, take_best=take_best)
     session.page.stage(stage.name, steps)
     for step in range(done, steps):
         if keeper.is_spent:
             break
         _step(session, stage, trainee.learner, mix, step)
         scores = None
-        if held_out is not None and (step + 1) % stage.validate_every == 0:
-            scores = {"validation": -_validate(session, stage, trainee.learner, held_out, step)}
+        if validation is not None and (step + 1) % stage.validate_every == 0:
+            scores = validation.scores(step + 1)
         keeper.stepped(step + 1, scores)
     return trainee
 
@@ -134,19 +140,56 @@ def _step(
     return report
 
 
-def _validate(
-    session: Session, stage: LearnStage, learner: Learner, held_out: DataMix, step: int
-) -> float:
-    """Mean cross-entropy on what was held out; a record of its own."""
+class _Validation:
+    """Looks at held-out data now and then; the state that did best there is the stage's result."""
+
+    def __init__(
+        self,
+        session: Session,
+        stage: LearnStage,
+        trainee: Trainee,
+        held_out: DataMix,
+        checkpoint: Checkpoint | None,
+    ) -> None:
+        self._session, self._stage, self._trainee = session, stage, trainee
+        self._held_out = held_out
+        self._step, self._loss = 0, math.nan  # of the latest look
+        if checkpoint is not None and _SCORE in checkpoint.scores:
+            self._step, self._loss = int(checkpoint.position["step"]), -checkpoint.scores[_SCORE]
+
+    def scores(self, step: int) -> dict[str, float]:
+        """Of the state after that step; a record of its own."""
+        stage, session = self._stage, self._session
+        self._step, self._loss = step, _validate(self._trainee.learner, self._held_out)
+        values = {"validation_loss": self._loss}
+        session.page.step(session.metrics.step(stage.name, stage.kind, step, values))
+        return {_SCORE: -self._loss}
+
+    def take_best(self, last: int) -> None:
+        """Puts the best state in the place of the last one, which is that of step `last`."""
+        stage, session = self._stage, self._session
+        if self._step != last:
+            self.scores(last)
+        step, loss = last, self._loss
+        best = session.folder.checkpoints.best(stage.name, _SCORE)
+        if best is not None and not loss <= -best.scores[_SCORE]:
+            self._trainee.take_weights(best)
+            step, loss = int(best.position["step"]), -best.scores[_SCORE]
+            session.page.note(
+                f"{stage.name}: its result is step {step} with a validation loss of {loss:.4g}; "
+                f"at the last step, {last}, it was {self._loss:.4g}"
+            )
+        session.metrics.best(stage.name, stage.kind, step, loss, last, self._loss)
+
+
+def _validate(learner: Learner, held_out: DataMix) -> float:
+    """Mean cross-entropy on what was held out."""
     total, learnt = 0.0, 0
     for index in range(VALIDATION_BATCHES):
         for batch, logprob_T in _scored(learner, held_out.batch(index)):
             total -= float(logprob_T.double().sum())
             learnt += int(batch.learn_T.sum())
-    loss = total / max(learnt, 1)
-    values = {"validation_loss": loss}
-    session.page.step(session.metrics.step(stage.name, stage.kind, step + 1, values))
-    return loss
+    return total / max(learnt, 1)
 
 
 def _scored(learner: Learner, examples: Sequence[Example]) -> list[tuple[Batch, Tensor]]:
