@@ -45,7 +45,8 @@ $(VENV)/pyvenv.cfg:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "mull needs Python 3.11 or newer: make run PYTHON=python3.11" >&2; exit 2; }
 	@echo "mull: making a virtual environment in $(VENV)" >&2
-	@$(PYTHON) -m venv $(VENV) >&2
+	@$(PYTHON) -m venv $(VENV) >&2 || { rm -rf $(VENV); \
+	  echo "mull: $(PYTHON) cannot make one: install python3-venv (Debian, Ubuntu), then make again" >&2; exit 2; }
 
 $(VENV)/.installed: $(VENV)/pyvenv.cfg pyproject.toml $(NATIVE)
 	@echo "mull: installing dependencies and building the native kernels (a minute or two, once)" >&2

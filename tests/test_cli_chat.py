@@ -128,7 +128,7 @@ def test_the_old_model_is_gone_before_another_is_loaded(
     engine = weakref.ref(first.engine)
     session = Chat(Conversation(first), options, name)
     del first
-    list(session.conversation.llm.stream("Hello", max_tokens=2))
+    list(session.loaded().stream("Hello", max_tokens=2))
     left = []
 
     def load_after_a_look(name: str, options: LoadOptions) -> LLM:
@@ -138,4 +138,34 @@ def test_the_old_model_is_gone_before_another_is_loaded(
     monkeypatch.setattr("mull.cli.chat.load", load_after_a_look)
     session.switch_model(name)
     assert left == [None]
-    session.conversation.llm.close()
+    session.loaded().close()
+
+
+def test_a_switch_that_is_stopped_twice_loses_nothing_of_the_chat(
+    smollm2_gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, options = str(smollm2_gguf), LoadOptions(context=256)
+    session = Chat(Conversation(load(name, options), sampling={"max_tokens": 4}), options, name)
+    session.handle("Hello", verbose=False)
+    said = list(session.conversation.messages)
+    stops = 3
+
+    def load_or_stop(name: str, options: LoadOptions) -> LLM:
+        nonlocal stops
+        stops -= 1
+        if stops >= 0:
+            raise KeyboardInterrupt
+        return load(name, options)
+
+    monkeypatch.setattr("mull.cli.chat.load", load_or_stop)
+    for line in (f"/model {name}", "And now?", "/retry"):
+        with pytest.raises(KeyboardInterrupt):
+            session.handle(line, verbose=False)
+        assert session.conversation.messages == said
+    for line in ("/model", "/think off", f"/save {tmp_path / 'chat.md'}"):
+        session.handle(line, verbose=False)
+    assert f"with {smollm2_gguf.stem}" in (tmp_path / "chat.md").read_text()
+    session.handle("And now?", verbose=False)
+    assert session.conversation.messages[:2] == said
+    assert len(session.conversation.messages) == 4
+    session.loaded().close()

@@ -384,3 +384,23 @@ def test_keys_are_made_listed_and_removed_by_the_command(
     capfd.readouterr()
     assert main(["keys", "add", "minji", "--expires", "soon"]) == 2
     assert capfd.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "limit", [("--expires", "999999w"), ("--expires", "36501d"), ("--budget", "9" * 20)]
+)
+def test_a_limit_that_no_database_or_calendar_holds_makes_no_key(
+    limit: tuple[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MULL_HOME", str(tmp_path))
+    assert main(["keys", "add", "anna", *limit]) == 2
+    assert capfd.readouterr().err.count("\n") == 1
+    assert main(["keys", "add", "boris", "--expires", "36500d", "--budget", str(10**15)]) == 0
+    capfd.readouterr()
+    assert main(["keys", "list"]) == 0
+    listed = capfd.readouterr().out
+    assert "boris" in listed
+    assert "anna" not in listed

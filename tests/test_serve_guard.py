@@ -229,6 +229,20 @@ def test_binding_beyond_this_machine_without_a_key_is_refused(
     assert "mull keys add" in told
 
 
+@pytest.mark.parametrize("size", ["nan", "inf", "-inf", "1e300", "0", "-1"])
+def test_a_memory_limit_that_is_no_size_is_refused_in_one_line(
+    size: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("MULL_HOME", str(tmp_path))
+    assert main(["up", "-m", "nano", f"--memory-limit={size}"]) == 2
+    told = capfd.readouterr().err
+    assert told.count("\n") == 1
+    assert "memory" in told
+
+
 def test_only_loopback_needs_no_accounts() -> None:
     for host in ("127.0.0.1", "localhost", "::1", "127.8.8.8"):
         Settings(host=host)

@@ -15,6 +15,7 @@ from databases import KINDS, database
 from wire_server import ANSWER, THINKING, Api, running_server, thinking_model
 
 from mull.serve.store.database import Database
+from mull.serve.store.store import Store
 from mull.serve.store.tables import conversations
 from mull.serve.store.values import now
 
@@ -473,3 +474,10 @@ def test_chats_silent_for_longer_than_they_are_kept_are_deleted(
             )
         with running_server(model, database_url=database_url, retention_days=1) as url:
             assert [item["id"] for item in Api(url)("GET", "/conversations")["items"]] == [new]
+
+
+def test_a_retention_longer_than_all_time_is_one(tmp_path: Path) -> None:
+    with database("sqlite", tmp_path) as database_url:
+        store = Store(Database(database_url), retention_days=1e300)
+        store.do_chores()
+        store.close()

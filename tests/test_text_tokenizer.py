@@ -19,7 +19,8 @@ from text_oracles import (
 )
 
 from mull.errors import TextError
-from mull.text import Tokenizer
+from mull.text import Tokenizer, gguf_tokenizer
+from mull.text.hf_vocabulary import package_faults
 from mull.text.prompt import PromptBuilder
 from mull.text.vocabulary import BYTE_OF_CHAR
 
@@ -215,6 +216,11 @@ def write_tokenizer(folder: Path, model: dict[str, Any], *added: str, **parts: A
     return folder
 
 
+BYTE_LEVEL = {"add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+# the package panics on it, which is no Exception
+EMPTY_TABLE = {"type": "Precompiled", "precompiled_charsmap": "AAAAAA=="}
+
+
 @pytest.mark.parametrize("kind", MODELS)
 def test_no_name_of_a_hidden_token_can_be_typed(tmp_path: Path, kind: str) -> None:
     folder = write_tokenizer(tmp_path, {"type": kind, **MODELS[kind]})
@@ -399,6 +405,41 @@ def test_a_damaged_folder_is_one_line_of_text_error(tmp_path: Path, content: str
     with pytest.raises(TextError) as error:
         Tokenizer.from_folder(tmp_path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("model", "parts"),
+    [
+        ({"type": "WordLevel", "vocab": {"hi": 0}, "unk_token": "<unk>"}, {}),
+        ({"type": "Unigram", "vocab": [["hi", -1.0]], "unk_id": None}, {}),
+        ({"type": "BPE", "vocab": {"a": 0}, "merges": []}, {"normalizer": EMPTY_TABLE}),
+        (
+            {"type": "BPE", "vocab": {"a": 0}, "merges": []},
+            {"normalizer": EMPTY_TABLE, "pre_tokenizer": {"type": "ByteLevel"} | BYTE_LEVEL},
+        ),
+    ],
+)
+def test_a_folder_that_cannot_encode_is_one_line_of_text_error(
+    tmp_path: Path, model: dict[str, Any], parts: dict[str, Any]
+) -> None:
+    folder = write_tokenizer(tmp_path, model, added_tokens=[], **parts)
+    for use in (Tokenizer.from_folder, lambda folder: gguf_tokenizer(folder, 300)):
+        with pytest.raises(TextError, match="cannot be used") as error:
+            use(folder)
+        assert "\n" not in str(error.value)
+
+
+def test_a_text_that_a_tokenizer_has_no_token_for_is_one_line_of_text_error(tmp_path: Path) -> None:
+    model = {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "<unk>"}
+    tokenizer = Tokenizer.from_folder(write_tokenizer(tmp_path, model, added_tokens=[]))
+    with pytest.raises(TextError, match=r"cannot encode: .*UNK"):
+        tokenizer.encode("b")
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_ctrl_c_is_no_fault_of_a_file(stop: type[BaseException]) -> None:
+    with pytest.raises(stop), package_faults("this file cannot be used"):
+        raise stop
 
 
 def test_a_deeply_nested_post_processor_does_not_exhaust_the_stack(tmp_path: Path) -> None:

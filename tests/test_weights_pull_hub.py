@@ -16,6 +16,7 @@ from hub_server import COMMIT, HubServer, serving
 from mull import weights
 from mull.errors import WeightsError
 from mull.weights.catalog import HubSource
+from mull.weights.hub_plan import _choose
 from mull.weights.order import Order
 from mull.weights.pulling import pull_order
 
@@ -257,6 +258,35 @@ def test_a_repository_with_many_ggufs_asks_which(hub: HubServer) -> None:
     assert len(list(split.path.parent.iterdir())) == 2
     assert weights.verify(split) == []
     assert "Some-Model-Q8_0.gguf" in refusal(f"{REPOSITORY}:Q2_K")
+
+
+@pytest.mark.parametrize(
+    ("select", "fetched"),
+    [
+        ("Q6_K", ["M-Q6_K.gguf"]),
+        ("q6_k_l", ["M-Q6_K_L.gguf"]),
+        ("Q8_0", ["Q8_0/M-Q8_0-00001-of-00002.gguf", "Q8_0/M-Q8_0-00002-of-00002.gguf"]),
+        ("Q8_0/M-Q8_0-00001-of-00002.gguf", 2 * ["Q8_0/M-Q8_0-0000"]),
+        ("M-IQ4", ["M-IQ4.gguf"]),  # its name, though another ends so
+        ("old/M-IQ4", ["old/M-IQ4.gguf"]),
+        ("imatrix", ["M-imatrix-IQ2.gguf"]),
+        ("IQ4", None),
+        ("Q6", None),
+    ],
+)
+def test_the_gguf_that_is_fetched_is_the_one_whose_name_ends_as_asked(
+    select: str, fetched: list[str] | None
+) -> None:
+    parts = [f"Q8_0/M-Q8_0-0000{part}-of-00002.gguf" for part in (1, 2)]
+    whole = "M-Q6_K.gguf M-Q6_K_L.gguf M-IQ4.gguf X-M-IQ4.gguf old/M-IQ4.gguf M-imatrix-IQ2.gguf"
+    source = HubSource(REPOSITORY, None, select)
+    if fetched is None:
+        with pytest.raises(WeightsError, match="several GGUF models"):
+            _choose([*whole.split(), *parts], source)
+    else:
+        chosen = _choose([*whole.split(), *parts], source)
+        assert len(chosen) == len(fetched)
+        assert all(path.startswith(start) for path, start in zip(chosen, fetched, strict=True))
 
 
 def test_a_repository_of_pickles_is_refused(hub: HubServer) -> None:

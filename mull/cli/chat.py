@@ -82,11 +82,13 @@ def chat(
         thinking="off" if no_think else "auto",
         think_budget=think_budget,
     )
+    del llm  # the conversation alone holds it, and lets it go for another
     session = Chat(conversation, options, model or DEFAULT_MODEL)
     try:
         return session.run_terminal() if sys.stdin.isatty() else session.run_pipe()
     finally:
-        session.conversation.llm.close()
+        if (in_use := session.conversation.llm) is not None:
+            in_use.close()
 
 
 @dataclass
@@ -113,7 +115,7 @@ class Chat:
     def run_pipe(self) -> int:
         """Answer every line; a line that cannot be answered makes the exit code 2, not the rest."""
         code = 0
-        make_repeatable(self.conversation.sampling, thinks=self.conversation.llm.thinks)
+        make_repeatable(self.conversation.sampling, thinks=self.loaded().thinks)
         for line in piped_lines():
             try:
                 self.handle(line, verbose=False)
@@ -131,6 +133,7 @@ class Chat:
             question = run_command(self, line)
         if question is None:
             return
+        self.loaded()
         answer = self.conversation.ask(question, AnswerPrinter())
         if answer is None:
             if not verbose:
@@ -143,24 +146,31 @@ class Chat:
 
     def _show_figures(self, tokens_per_s: float | None, tokens: int) -> None:
         rate = "" if tokens_per_s is None else f" · {tokens_per_s:.1f} tokens/s"
-        used, llm = self.conversation.context_used, self.conversation.llm
+        used, llm = self.conversation.context_used, self.loaded()
         context = "" if llm.context is None else f" of {llm.context:,}"
         note(f"[{tokens:,} tokens{rate} · context {used:,}{context}]")
 
+    def loaded(self) -> LLM | RemoteModel:
+        """The model in use, loaded anew after a switch that failed."""
+        if self.conversation.llm is None:
+            self.conversation.llm = load(self.model, self.options)
+        return self.conversation.llm
+
     def switch_model(self, name: str) -> None:
-        """Go on with another model; the one in use is given up only for a model that exists."""
+        """Go on with another model; the one in use is given up only for a model that exists.
+
+        If that cannot be loaded, or Ctrl-C stops it, the next question loads the old one again.
+        """
         if isinstance(llm := self.conversation.llm, RemoteModel):
             self.conversation.continue_with(llm.switched_to(name))
             return
         from mull import weights
 
         weights.load_config(weights.resolve(name))
-        llm.close()
-        del llm, self.conversation.llm  # its memory too: two models at once may not fit
+        self.conversation.llm = None
+        if llm is not None:
+            llm.close()
+        del llm  # its memory too: two models at once may not fit
         collect_garbage()
-        try:
-            self.conversation.continue_with(load(name, self.options))
-        except BaseException:
-            self.conversation.llm = load(self.model, self.options)
-            raise
+        self.conversation.continue_with(load(name, self.options))
         self.model = name

@@ -26,7 +26,7 @@ class Conversation:
     sees again.
     """
 
-    llm: LLM | RemoteModel
+    llm: LLM | RemoteModel | None  # None between two models
     sampling: dict[str, Any] = field(default_factory=dict)
     system: str | None = None
     thinking: str = "auto"
@@ -34,6 +34,11 @@ class Conversation:
     messages: list[dict[str, Any]] = field(default_factory=list)
     last_question: str | None = None
     context_used: int = 0
+    name: str = field(init=False)  # of the model that answers
+
+    def __post_init__(self) -> None:
+        assert self.llm is not None
+        self.name = self.llm.name
 
     def ask(self, question: str, printer: AnswerPrinter) -> Answer | RemoteAnswer | None:
         """Stream the answer to one more question; None when the user stopped it with Ctrl-C.
@@ -72,6 +77,7 @@ class Conversation:
 
     @contextmanager
     def _stream(self, prompt: list[dict[str, Any]]) -> Iterator[Iterator[Any]]:
+        assert self.llm is not None
         events = self.llm.stream(
             prompt,
             system=self.system,
@@ -87,14 +93,16 @@ class Conversation:
                 close()  # cancels the request, so its cache blocks are free at once
 
     def model_line(self) -> str:
+        if self.llm is None:
+            return f"{self.name} · loaded again for the next question"
         if isinstance(self.llm, RemoteModel):
             return f"{self.llm.name} at {self.llm.url}"
         return f"{self.llm.name} · {self.llm.precision} · context {self.llm.context:,} tokens"
 
     def continue_with(self, llm: LLM | RemoteModel) -> None:
         """Go on with another model, to which the old one's token ids mean nothing."""
-        self.llm = llm
         self.messages = self._without_ids()
+        self.llm, self.name = llm, llm.name
 
     def _without_ids(self) -> list[dict[str, Any]]:
         return [
@@ -132,15 +140,15 @@ class Conversation:
 
     def _as_json(self) -> str:
         system = [{"role": "system", "content": self.system}] if self.system else []
-        value = {"model": self.llm.name, "messages": [*system, *self._without_ids()]}
+        value = {"model": self.name, "messages": [*system, *self._without_ids()]}
         return json.dumps(value, ensure_ascii=False, indent=2) + "\n"
 
     def _as_markdown(self) -> str:
-        parts = [f"# Conversation with {self.llm.name}"]
+        parts = [f"# Conversation with {self.name}"]
         if self.system:
             parts.append(f"**System:** {self.system}")
         for message in self.messages:
-            parts.append("## You" if message["role"] == "user" else f"## {self.llm.name}")
+            parts.append("## You" if message["role"] == "user" else f"## {self.name}")
             if "reasoning_content" in message:
                 thinking = message["reasoning_content"].strip()
                 parts.append(f"<details><summary>Thinking</summary>\n\n{thinking}\n\n</details>")

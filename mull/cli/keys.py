@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 keys = typer.Typer(no_args_is_help=True, help="Make, list and remove API keys.")
 _NAME = re.compile(r"[\w.@-]{1,64}")
 _UNITS = {"h": 1 / 24, "d": 1.0, "w": 7.0}
+_MOST_TOKENS = 10**15  # every database and every page can hold it
+_MOST_DAYS = 36_500  # calendars end
 
 DatabaseOption = Annotated[
     str | None,
@@ -30,7 +32,10 @@ DatabaseOption = Annotated[
 def add(
     name: Annotated[str, typer.Argument(metavar="NAME", help="Whose conversations it opens.")],
     budget: Annotated[
-        int | None, typer.Option(metavar="TOKENS", min=1, help="Refused once these are spent.")
+        int | None,
+        typer.Option(
+            metavar="TOKENS", min=1, max=_MOST_TOKENS, help="Refused once these are spent."
+        ),
     ] = None,
     rate: Annotated[
         str | None, typer.Option(metavar="N/min", help="So many requests a minute.")
@@ -147,7 +152,10 @@ def _days(text: str) -> float:
     match = re.fullmatch(r"(\d{1,6})([hdw])", text.strip())
     if match is None or int(match[1]) < 1:
         raise RequestError(f"--expires {text!r}: write it as 12h, 30d or 8w")
-    return int(match[1]) * _UNITS[match[2]]
+    days = int(match[1]) * _UNITS[match[2]]
+    if days > _MOST_DAYS:
+        raise RequestError(f"--expires {text!r}: at most {_MOST_DAYS}d; without it, never")
+    return days
 
 
 def _day(microseconds: int | None) -> str | None:

@@ -67,7 +67,7 @@ def _think(chat: Chat, argument: str) -> None:
     limit = "" if budget is None else f", at most {budget:,} tokens"
     note(f"thinking {conversation.thinking}{limit}")
     llm = conversation.llm
-    if llm.thinks is False:
+    if llm is not None and llm.thinks is False:
         note(f"({llm.name} is no thinking model: it answers at once)")
 
 
@@ -82,6 +82,7 @@ def _clear(chat: Chat, argument: str) -> None:
 
 
 def _retry(chat: Chat, argument: str) -> str:
+    chat.loaded()  # where that fails, nothing is taken back
     return chat.conversation.retract()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import typer
@@ -18,6 +19,7 @@ from mull.cli.options import (
     no_garbage_collection,
     pull_if_absent,
 )
+from mull.errors import RequestError
 
 
 def up(
@@ -94,7 +96,7 @@ def up(
         strict_reasoning=strict_reasoning,
         max_running=max_running,
         max_queue=max_queue,
-        memory_limit=None if memory_limit is None else round(memory_limit * 1e9),
+        memory_limit=None if memory_limit is None else _bytes(memory_limit),
         idle_minutes=idle_minutes or None,
         retention_days=retention,
         database_url=database,
@@ -105,3 +107,9 @@ def up(
     if model == DEFAULT_MODEL:
         pull_if_absent(model)
     return run(settings, opens_browser=not no_browser)
+
+
+def _bytes(gigabytes: float) -> int:
+    if not math.isfinite(gigabytes * 1e9):
+        raise RequestError(f"--memory-limit {gigabytes:g}: give it in GB, as 12 or 0.5")
+    return round(gigabytes * 1e9)

@@ -73,7 +73,9 @@ class Settings:
         for name in ("memory_limit", "idle_minutes", "retention_days", "watts", "usd_per_kwh"):
             value = getattr(self, name)
             if value is not None and not 0 < value < math.inf:
-                raise RequestError(f"{name.replace('_', ' ')} is {value:g}, but must be above 0")
+                raise RequestError(
+                    f"{name.replace('_', ' ')} is {value:g}, but must be a number above 0"
+                )
         if self.log not in LOG_FORMS:
             raise RequestError(f"log is {self.log!r}, but must be one of {', '.join(LOG_FORMS)}")
         if not self.is_loopback and not self.accounts:

@@ -4,9 +4,11 @@ The encoder is built without the tokens that carry structure, so that it cannot 
 it is given; those are found, where they are wanted, by `Tokenizer` itself.
 """
 
+import contextlib
 import json
 import re
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -143,11 +145,9 @@ def _without_structure(
         for t in data.get("added_tokens") or []
     ]
     stripped = {**data, "model": model, "added_tokens": added, "post_processor": None}
-    try:
+    with package_faults(f"{path} cannot be used"):
         plain = BackendTokenizer.from_str(json.dumps(stripped))
-    except Exception as error:  # the package raises bare Exception on any fault in the file
-        reason = " ".join(str(error).split())[:200]
-        raise TextError(f"{path} cannot be used: {reason}") from error
+        plain.encode("a", add_special_tokens=False)  # some faults show only now
     for text, token in vocabulary.user_defined.items():
         if plain.token_to_id(text) != token:
             raise TextError(
@@ -155,6 +155,19 @@ def _without_structure(
                 " tokens does not give it; the file is damaged"
             )
     return plain
+
+
+@contextlib.contextmanager
+def package_faults(what: str) -> Iterator[None]:
+    """What the `tokenizers` package raises on a fault in the file (bare Exception, or a panic,
+    which is none) as a TextError that begins with `what`."""
+    try:
+        yield
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:
+        reason = " ".join(str(error).split())[:200]
+        raise TextError(f"{what}: {reason}") from error
 
 
 def _product(merge: Any) -> str:

@@ -160,11 +160,8 @@ class Tokenizer:
         bpe = self._bpe if begins else self._continuing
         if bpe is None:
             raise TextError("this tokenizer can only decode")
-        try:
+        with hf_vocabulary.package_faults("this tokenizer cannot encode"):
             ids: list[int] = bpe.encode(text, add_special_tokens=False).ids
-        except Exception as error:  # the package raises bare Exception on a fault in the file
-            reason = " ".join(str(error).split())[:200]
-            raise TextError(f"this tokenizer cannot encode: {reason}") from error
         return [i for i in ids if i < self.vocab_size] if self._lacks_bytes else ids
 
     def _puts_space_first(self) -> bool:

@@ -129,14 +129,10 @@ def _choose(paths: list[str], source: HubSource) -> list[str]:
     if source.select is None and any(path.endswith(".safetensors") for path in folder):
         return folder
     ggufs = [path for path in paths if path.endswith(".gguf")]
-    if source.select is not None:
-        mark = re.escape(source.select.removesuffix(".gguf"))
-        pattern = re.compile(rf"(?:^|[-._/]){mark}(?:[-._/]|$)", re.IGNORECASE)
-        ggufs = [path for path in ggufs if pattern.search(path)]
-    models = sorted({gguf_model(path) for path in ggufs})
+    every = sorted({gguf_model(path) for path in ggufs})
+    models = every if source.select is None else _selected(every, source.select)
     if len(models) == 1:
-        return ggufs
-    every = sorted({gguf_model(path) for path in paths if path.endswith(".gguf")})
+        return [path for path in ggufs if gguf_model(path) in models]
     if not every:
         raise WeightsError(
             f"{source.repository} holds no .safetensors and no .gguf file; "
@@ -147,3 +143,15 @@ def _choose(paths: list[str], source: HubSource) -> list[str]:
         f"{source.repository} holds several GGUF models: name one, as in "
         f"`mull pull {source.repository}:Q4_K_M`; there are {offered}"
     )
+
+
+def _selected(models: list[str], select: str) -> list[str]:
+    """The models that `select` means: the one of this name, else those whose name ends so, else
+    those that have it anywhere in their name."""
+    mark = re.escape(gguf_model(select.removesuffix(".gguf") + ".gguf").removesuffix(".gguf"))
+    ending = rf"(?:.*[-._/])?{mark}"
+    for form in (mark, f"(?:.*/)?{mark}", ending, rf"{ending}(?:[-._/].*)?"):
+        pattern = re.compile(rf"{form}\.gguf", re.IGNORECASE)
+        if found := [model for model in models if pattern.fullmatch(model)]:
+            return found
+    return []

@@ -71,7 +71,7 @@ class Store:
         with self.write() as db:
             forgotten = attachments.remove_unsent(db)
             if self.retention_days is not None:
-                oldest = now() - round(self.retention_days * _DAY)
+                oldest = round(max(0, now() - self.retention_days * _DAY))
                 old = conversation_table.c.updated < oldest
                 conversations.remove(db, select(conversation_table.c.id).where(old))
             elif forgotten:
