@@ -42,7 +42,8 @@ def test_a_sentencepiece_file_beside_the_tokenizer_goes_along_to_the_byte(tmp_pa
         recipe = tiny(tmp_path, change)
         models = Models(recipe, Tasks(recipe), tmp_path / change.partition("=")[0])
         opened = models.begin(recipe.stages[0])
-        saved = models.save("base", opened.model, opened.tokenizer)
+        models.save("base", opened.model, opened.tokenizer)
+        saved = models.path("base")
         assert (saved / "tokenizer.model").read_bytes() == pieces
         assert (saved / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
 
