@@ -203,6 +203,25 @@ def test_the_list_and_the_open_chat_tell_the_same(visit: Go, mull_up: MullUp) ->
     expect(v.page.get_by_role("heading", name="Renamed")).to_be_visible()
 
 
+def test_what_was_deleted_as_a_page_was_left_is_not_listed_by_the_next(
+    visit: Go, mull_up: MullUp
+) -> None:
+    v = visit()
+    a_chat(v)
+    before = mull_up.ask("/api/conversations")
+    v.page.locator("aside").get_by_role(
+        "button", name=re.compile("^" + v.t("list.actions", title=""))
+    ).first.click()
+    v.item("action.delete").click()
+    # To the next page nothing is deleted yet.
+    v.page.route("**/api/conversations?*", lambda route: route.fulfill(json=before))
+    v.page.reload()
+    links = v.page.locator("aside a[href^='/c/']")
+    if len(before["items"]) > 1:
+        links.first.wait_for()
+    expect(links).to_have_count(len(before["items"]) - 1)
+
+
 def test_a_page_that_was_left_while_the_server_was_away_does_not_stay_offline(visit: Go) -> None:
     v = visit()
     v.expects("ERR_FAILED")

@@ -305,10 +305,13 @@ def test_a_key_opens_the_page_and_logging_out_closes_it(
     cookies = {c["name"]: c for c in v.page.context.cookies()}
     assert cookies["mull_session"]["httpOnly"]
     assert cookies["mull_session"]["sameSite"] == "Strict"
+    v.composer.fill("Half a secret")
     v.page.goto(guarded.url + "/settings")
     expect(v.page.get_by_text(v.t("settings.account_is", name="mina"))).to_be_visible()
+    assert "Half a secret" in v.page.evaluate("JSON.stringify(localStorage)")
     v.button("login.out").click()
     expect(v.page.get_by_role("heading", name=v.t("login.title"))).to_be_visible()
+    assert v.page.evaluate("({...localStorage})") == {"mull.settings": "{}"}
     assert guarded.ask("/api/session")["login_required"]
     next(opened, None)
 

@@ -21,7 +21,10 @@ export const loaded = signal(false);
 export const failed = signal(false);
 const items = signal<ConversationItem[]>([]);
 const next = signal<string | null>(null);
-const hidden = signal<ReadonlySet<string>>(new Set()); // deleted, but it can still be undone
+const LEFT = "mull.deleted"; // in sessionStorage: what was being deleted when a page was left
+const LEFT_MS = 5000;
+/** Deleted, but it can still be undone, or the server has not come to it yet. */
+const hidden = signal<ReadonlySet<string>>(leftDeleted());
 
 export const shown = computed(() => items.value.filter((item) => !hidden.value.has(item.id)));
 export const hasMore = computed(() => next.value !== null);
@@ -150,8 +153,32 @@ export function remove(item: ConversationItem): void {
 
 // Who closes the page has not undone.
 window.addEventListener("pagehide", () => {
+  if (leaving.size === 0) return;
+  try {
+    sessionStorage.setItem(LEFT, JSON.stringify([...leaving.keys()]));
+  } catch {
+    // The next page may then list them for a moment more.
+  }
   for (const finish of [...leaving.values()]) finish();
 });
+
+/** From the page before this one; what is still there after a while is shown again. */
+function leftDeleted(): ReadonlySet<string> {
+  let ids: unknown = null;
+  try {
+    ids = JSON.parse(sessionStorage.getItem(LEFT) ?? "null");
+    sessionStorage.removeItem(LEFT);
+  } catch {
+    // None, or none that can be read.
+  }
+  if (!Array.isArray(ids) || ids.length === 0) return new Set();
+  const left = new Set(ids.map(String));
+  setTimeout(() => {
+    hidden.value = new Set([...hidden.peek()].filter((id) => !left.has(id)));
+    refresh();
+  }, LEFT_MS);
+  return left;
+}
 
 // A list that was read an hour ago in another window is brought up to date on return.
 document.addEventListener("visibilitychange", () => {

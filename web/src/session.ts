@@ -41,8 +41,15 @@ export async function logIn(key: string): Promise<void> {
   navigate("/", { replace: true });
 }
 
+/** Who comes next finds nothing here of who was: no draft, no settings. */
 export async function logOut(): Promise<void> {
   await api.logout();
   session.value = null;
+  try {
+    for (const kept of [localStorage, sessionStorage])
+      for (const name of Object.keys(kept)) if (name.startsWith("mull.")) kept.removeItem(name);
+  } catch {
+    // A browser that lets nothing be kept has kept nothing.
+  }
   location.assign("/login");
 }
